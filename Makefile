@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+# Each target makes its own .venv on the first call; later calls start at once.
+#   make demo [VIDEO=path]    a video through the whole model
+#   make test [ARGS=...]      every test        (ARGS: passed to pytest)
+#   make lint | format        ruff and mypy | let ruff rewrite
+#   make bench                measurements into bench/results
+#   make clean                remove what was built, .venv included
+# TORCH_INDEX_URL=<index of CPU wheels> avoids the CUDA build of PyTorch, which is several gigabytes.
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_INDEX_URL ?=
+VIDEO ?=
+ARGS ?=
+WORKERS ?= 2
+export VIDEO
+
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check install -qq --constraint constraints.txt
+TORCH_INDEX := $(if $(strip $(TORCH_INDEX_URL)),--extra-index-url $(TORCH_INDEX_URL))
+NATIVE := $(wildcard setup.py CMakeLists.txt csrc/*/*)
+PROJECT := pyproject.toml constraints.txt $(NATIVE)
+
+.PHONY: help demo test lint format bench clean
+.NOTPARALLEL:
+
+help:
+	@sed -n '3,9s/^# \{0,1\}//p' Makefile
+
+demo: $(VENV)/.installed-model
+	@$(VENV)/bin/tdc demo $${VIDEO:+--video "$$VIDEO"}
+
+# One torch thread per worker: two workers with two threads each would fight over two cores.
+test: $(VENV)/.installed-dev
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+lint: $(VENV)/.installed-dev
+	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
+
+format: $(VENV)/.installed-dev
+	@$(VENV)/bin/ruff check --fix . ; $(VENV)/bin/ruff format .
+
+bench: $(VENV)/.installed-dev
+	@$(PY) -m bench.compressor $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -f tdc_kernels/*.so
+	find bench tdc tdc_kernels tests -name __pycache__ -prune -exec rm -rf {} +
+
+# PyTorch comes first and alone: the native library is compiled against the copy that is installed.
+$(VENV)/.installed-torch: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	  || { echo "Python 3.10 or newer is needed: make PYTHON=/path/to/python3 ..." >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) \
+	  || { echo "no venv module: install it first (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
+	@echo "installing PyTorch into $(VENV) (once; some minutes) ..."
+	@$(PIP) $(TORCH_INDEX) torch setuptools pybind11 ninja
+	@touch $@
+
+$(VENV)/.installed-model: $(VENV)/.installed-torch $(PROJECT)
+	@echo "installing tdc-kernels and what the model needs (once) ..."
+	@$(PIP) --no-build-isolation --editable '.[model]'
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed-torch $(PROJECT)
+	@echo "installing tdc-kernels with everything for tests (once) ..."
+	@$(PIP) --no-build-isolation --editable '.[model,triton,bench,dev]'
+	@touch $(VENV)/.installed-model $@

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TDC: Temporal Dynamic Context for long videos with sound (arXiv 2504.10443)."""
+
+from __future__ import annotations
+
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+)
+
+from .config import TDCConfig
+from .errors import InputError
+from .features import VideoFeatures
+from .lvcot import answer_long_video
+from .model import TDCForConditionalGeneration
+from .processor import TDCProcessor
+
+AutoConfig.register("tdc", TDCConfig, exist_ok=True)
+AutoModelForImageTextToText.register(TDCConfig, TDCForConditionalGeneration, exist_ok=True)
+AutoProcessor.register(TDCConfig, TDCProcessor, exist_ok=True)
+
+__all__ = [
+    "InputError",
+    "TDCConfig",
+    "TDCForConditionalGeneration",
+    "TDCProcessor",
+    "VideoFeatures",
+    "answer_long_video",
+]

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From packets to the frames shown at given times, decoding no packet that is not needed.
+
+Two passes over the file. The first reads packets without decoding (about 1 GB/s) and learns every
+time stamp and keyframe; from these the second knows which packets lead from a keyframe to a wanted
+frame, and feeds the decoder those alone. That does the work of seeking, in every container, without
+an index and without a seek that lands in the wrong group of pictures. Times here are integers in
+ticks of the stream's time base, so that nothing is decided by rounding.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import av
+import numpy as np
+
+from tdc._media import declared_end, stream_start
+from tdc.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+# A video is called cut off when it ends this much (s) before its header says. Headers are off by a
+# frame or by the padding of the sound, not by more.
+CUT_OFF = 0.5
+
+# Their packets all claim to be keyframes, but each picture is painted over the one before.
+_PAINTED_OVER = frozenset({"gif", "apng"})
+
+
+@dataclass(frozen=True)
+class PacketIndex:
+    """What the packets of a video stream say, in ticks (start and end: ticks, possibly broken)."""
+
+    shown: np.ndarray  # int64 [P], ascending: the moment each frame comes up
+    keys: np.ndarray  # int64 [G], ascending: frames at which decoding can start
+    start: float  # 0 of the clock that users see
+    end: float  # where the last frame goes
+    declared: float | None  # the end according to the header
+    tick: float  # seconds
+
+    @property
+    def duration(self) -> float:
+        return (self.end - self.start) * self.tick
+
+    @property
+    def rate(self) -> float:
+        """Average frames per second; the header's figure is off in AVI and for variable rates."""
+        return len(self.shown) / self.duration
+
+    @property
+    def missing(self) -> float:
+        """Seconds that the header promises and the file does not hold; 0 for a whole file."""
+        gap = 0.0 if self.declared is None else (self.declared - self.end) * self.tick
+        return gap if gap > CUT_OFF else 0.0
+
+
+def packet_index(container: Any, stream: Any, path: str | os.PathLike[str]) -> PacketIndex:
+    """Read all packets of the stream, decoding none. Raises `InputError` if it holds no frame."""
+    shown: list[int] = []
+    keys: list[int] = []
+    first, last, packets = None, -(2.0**63), 0
+    for packet in whole_packets(container, stream):
+        packets += 1
+        if packet.pts is None:
+            continue
+        first = packet.pts if first is None else first
+        if packet.is_keyframe:
+            keys.append(packet.pts)
+        if not packet.is_discard:  # an edit list may need a frame decoded but not shown
+            shown.append(packet.pts)
+            last = max(last, packet.pts + (packet.duration or 0))
+    if not packets:
+        raise InputError(f"no frames: the video track of {path} is empty")
+    if first is None or not shown:
+        raise InputError(f"no frames in {path} that carry a time stamp; remux it, e.g. to MP4")
+    if not keys or stream.codec_context.name in _PAINTED_OVER:
+        keys = [first]
+    ordered = np.unique(np.array(shown, dtype=np.int64))
+    ordered = ordered[ordered >= min(keys)] if ordered[-1] >= min(keys) else ordered
+    return _index(container, stream, ordered, np.unique(np.array(keys, dtype=np.int64)), last)
+
+
+def _index(
+    container: Any, stream: Any, shown: np.ndarray, keys: np.ndarray, last: float
+) -> PacketIndex:
+    tick = float(stream.time_base)
+    start = stream_start(container, stream) / tick
+    if stream.start_time is None:
+        start = max(start, float(shown[0]))
+    # Transport streams and AVI give the last packet no true duration: take the usual step.
+    step = float(np.median(np.diff(shown))) if len(shown) > 1 else 0.0
+    end = max(last, shown[-1] + step)
+    seconds = declared_end(container, stream)
+    declared = None if seconds is None else seconds / tick
+    if declared is not None and 0 < (declared - end) * tick <= CUT_OFF:
+        end = declared
+    if end <= start:  # one frame without a duration: one step of the nominal rate
+        end = start + 1 / float(stream.average_rate or 25) / tick
+    return PacketIndex(shown, keys, start, float(end), declared, tick)
+
+
+def whole_packets(container: Any, stream: Any) -> Iterator[Any]:
+    """Undamaged packets of the stream, up to the end of the file or the first hole in it."""
+    try:
+        for packet in container.demux(stream):
+            if packet.size and not packet.is_corrupt:
+                yield packet
+    except av.error.FFmpegError as error:
+        logger.debug("reading packets stopped: %s", error)
+
+
+class FrameReader:
+    """Yields the frame on screen at each of some ascending times.
+
+    `damaged` counts the packets the decoder refused; `decoded` the frames it gave.
+    """
+
+    def __init__(self, container: Any, stream: Any, index: PacketIndex) -> None:
+        self.container, self.stream, self.index = container, stream, index
+        self.damaged = 0
+        self.decoded = 0
+
+    def shown_at(self, times: np.ndarray) -> Iterator[Any]:
+        """PyAV frames, one per time (ticks, float64 [T]); the same object while it stays on screen.
+
+        A time before the first frame gets the first frame. Yields nothing if nothing decodes.
+        """
+        limits = times + 0.5  # half a tick: 1/3 s is not before the frame stamped 0.333
+        held, position = None, 0
+        for frame in self._needed(limits):
+            while held is not None and position < len(limits) and frame.pts > limits[position]:
+                yield held
+                position += 1
+            held = frame
+        if held is not None:
+            for _ in range(position, len(limits)):
+                yield held
+
+    def _needed(self, limits: np.ndarray) -> Iterator[Any]:
+        """Decode, in order of showing, at least the frames on screen at `limits`."""
+        groups = self._groups(limits)
+        due: set[int] = set()  # frames wanted of the groups the decoder is in
+        running = False
+        for packet in whole_packets(self.container, self.stream):
+            if packet.pts in groups:
+                due |= groups.pop(packet.pts)
+                if not running:
+                    self.stream.codec_context.flush_buffers()
+                    running = True
+            if not running:
+                continue
+            due.discard(packet.pts)
+            yield from self._decode(packet)
+            if not due:  # all it takes is in the decoder: empty it, and skip to the next group
+                yield from self._decode(None)
+                running = False
+                if not groups:
+                    return
+        if running:
+            yield from self._decode(None)
+
+    def _groups(self, limits: np.ndarray) -> dict[int, set[int]]:
+        """Keyframe -> the frames wanted that are decoded from it."""
+        shown, keys = self.index.shown, self.index.keys
+        wanted = shown[np.maximum(np.searchsorted(shown, limits, side="right") - 1, 0)]
+        keyed = keys[np.maximum(np.searchsorted(keys, wanted, side="right") - 1, 0)]
+        groups: dict[int, set[int]] = {}
+        for key, frame in zip(keyed.tolist(), wanted.tolist(), strict=True):
+            groups.setdefault(key, set()).add(frame)
+        return groups
+
+    def _decode(self, packet: Any) -> list[Any]:
+        try:
+            frames = self.stream.codec_context.decode(packet)
+        except av.error.FFmpegError as error:
+            logger.debug("a packet was not decoded: %s", error)
+            self.damaged += 1
+            return []
+        self.decoded += len(frames)
+        return frames

@@ -1,0 +1,358 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The spatial vision aggregator: two towers' tokens -> one frame's tokens in the LLM's width.
+
+Each of ``query_grid x query_grid`` positions owns one query. Through ``depth`` layers it attends
+the small window of SigLIP tokens and the window of DINOv2 tokens that lie under it, both in one
+softmax. What comes out is projected to the LLM's width, cropped to the picture, and every row of
+the grid is closed with a learned newline token (TDC paper section 3.1; the aggregator is
+Cambrian-1's, arXiv 2406.16860).
+
+Towers are always in the order SigLIP, DINOv2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tdc.geometry import Box, to_windows, window_mask, window_side
+
+
+class AuxProjector(nn.Module):
+    """Linear, GELU, linear, LayerNorm: a tower's width -> the connector's width."""
+
+    def __init__(self, input_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(input_size, hidden_size)
+        self.fc2 = nn.Linear(hidden_size, hidden_size)
+        self.norm = nn.LayerNorm(hidden_size)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """``[..., C] -> [..., V]``."""
+        return self.norm(self.fc2(F.gelu(self.fc1(tokens))))
+
+
+class WindowKeysValues(nn.Module):
+    """Keys and values of one tower's windows, with a position inside the window if it has one."""
+
+    def __init__(self, hidden_size: int, window: int) -> None:
+        super().__init__()
+        if window > 1:
+            self.position = nn.Parameter(torch.empty(window**2, hidden_size))
+        else:  # a window of one token has no positions to tell apart
+            self.register_parameter("position", None)
+        self.key_norm = nn.LayerNorm(hidden_size)
+        self.key = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.value_norm = nn.LayerNorm(hidden_size)
+        self.value = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise what is no submodule's own."""
+        if self.position is not None:
+            nn.init.normal_(self.position, std=self.position.shape[-1] ** -0.5)
+
+    def forward(self, windows: Tensor) -> tuple[Tensor, Tensor]:
+        """``[F, P, k*k, V]`` -> keys and values of the same shape."""
+        if self.position is not None:
+            windows = windows + self.position
+        return self.key(self.key_norm(windows)), self.value(self.value_norm(windows))
+
+
+class SVALayer(nn.Module):
+    """One aggregation layer: mix in the frame's context, attend the windows, two-layer MLP."""
+
+    def __init__(self, hidden_size: int, windows: Sequence[int], num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.context = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.mix = nn.Linear(2 * hidden_size, hidden_size, bias=False)
+        self.query_norm = nn.LayerNorm(hidden_size)
+        self.query = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.towers = nn.ModuleList(WindowKeysValues(hidden_size, k) for k in windows)
+        self.out = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.norm = nn.LayerNorm(hidden_size)
+        self.fc1 = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.fc2 = nn.Linear(hidden_size, hidden_size, bias=False)
+
+    def forward(
+        self, x: Tensor, context: Tensor, windows: Sequence[Tensor], mask: Tensor | None
+    ) -> Tensor:
+        """Update the queries.
+
+        Args:
+            x: queries ``[F, P, V]``.
+            context: mean SigLIP token of each frame ``[F, V]``.
+            windows: per tower ``[F, P, k_i**2, V]``.
+            mask: bool ``[1 or F, P, sum(k_i**2)]``, True where attended, or None.
+
+        Returns:
+            ``[F, P, V]``.
+        """
+        context = self.context(context)[:, None].expand_as(x)
+        mixed = self.mix(torch.cat([x, context], dim=-1))  # [F, P, V], query first
+        pairs = [tower(window) for tower, window in zip(self.towers, windows, strict=True)]
+        keys = torch.cat([key for key, _ in pairs], dim=2)  # [F, P, sum(k_i**2), V]
+        values = torch.cat([value for _, value in pairs], dim=2)
+        query = self.query(self.query_norm(mixed))
+        attended = self.out(window_attention(query, keys, values, self.num_heads, mask))
+        # The residual goes around the whole layer, from before the mix.
+        return x + self.fc2(F.gelu(self.fc1(self.norm(mixed + attended))))
+
+
+def window_attention(
+    query: Tensor, keys: Tensor, values: Tensor, num_heads: int, mask: Tensor | None
+) -> Tensor:
+    """Multi-head attention of one query per window over that window's few tokens.
+
+    Args:
+        query: ``[F, P, V]``. keys, values: ``[F, P, K, V]``. mask: bool ``[1 or F, P, K]`` or None.
+
+    Returns:
+        ``[F, P, V]``.
+    """
+    frames, positions, num_keys, width = keys.shape
+    head_dim = width // num_heads
+    batch = frames * positions  # every window is an item of its own
+    query = query.reshape(batch, 1, num_heads, head_dim).transpose(1, 2)
+    keys = keys.reshape(batch, num_keys, num_heads, head_dim).transpose(1, 2)
+    values = values.reshape(batch, num_keys, num_heads, head_dim).transpose(1, 2)
+    if mask is not None:
+        mask = mask.expand(frames, -1, -1).reshape(batch, 1, 1, num_keys)
+    attended = F.scaled_dot_product_attention(query, keys, values, mask)  # [batch, H, 1, d]
+    return attended.transpose(1, 2).reshape(frames, positions, width)
+
+
+class SVAConnector(nn.Module):
+    """Spatial vision aggregator with its projections (TDC paper section 3.1).
+
+    Args:
+        siglip_width, dinov2_width: channels of the two towers.
+        hidden_size: width V inside the aggregator.
+        output_size: width D of the LLM.
+        query_grid: queries per side (12 for 144 tokens, 24 for 576); divides every token grid.
+        token_grids: tokens per side of each tower.
+        depth: aggregation layers.
+        num_heads: attention heads; divides ``hidden_size``.
+        num_query_group: independent aggregators whose outputs are concatenated.
+        output_grid: cells per side of the output; another than ``query_grid`` resizes bilinearly.
+
+    Raises:
+        ValueError: a grid does not divide, or the heads do not divide the width.
+    """
+
+    def __init__(
+        self,
+        siglip_width: int,
+        dinov2_width: int,
+        hidden_size: int,
+        output_size: int,
+        query_grid: int = 12,
+        token_grids: Sequence[int] = (24, 24),
+        depth: int = 3,
+        num_heads: int = 16,
+        num_query_group: int = 1,
+        output_grid: int | None = None,
+    ) -> None:
+        super().__init__()
+        if hidden_size % num_heads:
+            raise ValueError(f"num_heads must divide hidden_size {hidden_size}, got {num_heads}")
+        if len(token_grids) != 2:
+            raise ValueError(f"token_grids must hold two grids, got {tuple(token_grids)}")
+        self.query_grid = query_grid
+        self.token_grids = tuple(token_grids)
+        self.output_grid = query_grid if output_grid is None else output_grid
+        windows = [window_side(grid, query_grid) for grid in token_grids]
+        self.aux_projectors = nn.ModuleList(
+            AuxProjector(width, hidden_size) for width in (siglip_width, dinov2_width)
+        )
+        self.query = nn.Parameter(torch.empty(num_query_group, hidden_size))
+        self.samplers = nn.ModuleList(
+            nn.ModuleList(SVALayer(hidden_size, windows, num_heads) for _ in range(depth))
+            for _ in range(num_query_group)
+        )
+        self.projector = nn.Sequential(
+            nn.Linear(hidden_size * num_query_group, output_size),
+            nn.GELU(),
+            nn.Linear(output_size, output_size),
+        )
+        self.image_newline = nn.Parameter(torch.empty(output_size))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise what is no submodule's own."""
+        nn.init.normal_(self.query, std=self.query.shape[-1] ** -0.5)
+        nn.init.normal_(self.image_newline, std=self.image_newline.shape[-1] ** -0.5)
+
+    def window_mask(self, width: int, height: int) -> Tensor | None:
+        """Attention mask for frames of one size, for :meth:`grid_tokens`.
+
+        Returns:
+            bool ``[query_grid**2, sum(k_i**2)]`` on the CPU, or None where nothing is masked.
+        """
+        masks = [window_mask(width, height, grid, self.query_grid) for grid in self.token_grids]
+        mask = torch.cat(masks, dim=-1)
+        return None if bool(mask.all()) else mask
+
+    def grid_tokens(
+        self,
+        siglip: Tensor,
+        dinov2: Tensor,
+        window_mask: Tensor | None = None,
+        chunk_size: int | None = 16,
+    ) -> Tensor:
+        """Every cell's token, padding included.
+
+        Args:
+            siglip: ``[F, token_grids[0]**2, C0]``.
+            dinov2: ``[F, token_grids[1]**2, C1]``.
+            window_mask: bool ``[P, K]`` for all frames or ``[F, P, K]``, see :meth:`window_mask`.
+            chunk_size: frames worked on at a time. At the paper's widths a frame's intermediates
+                take about 50 MB in fp32. None: all at once.
+
+        Returns:
+            ``[F, output_grid**2, D]``.
+
+        Raises:
+            ValueError: the two towers' frame counts differ, or a token count is not its grid's.
+        """
+        frames = siglip.shape[0]
+        if dinov2.shape[0] != frames:
+            raise ValueError(f"dinov2 must have siglip's {frames} frames, got {dinov2.shape[0]}")
+        if window_mask is not None:
+            window_mask = window_mask.to(siglip.device)
+            if window_mask.dim() == 2:
+                window_mask = window_mask[None]
+        step = max(frames if chunk_size is None else chunk_size, 1)
+        chunks = []
+        for start in range(0, max(frames, 1), step):
+            part = slice(start, start + step)
+            mask = window_mask
+            if mask is not None and mask.shape[0] > 1:
+                mask = mask[part]
+            chunks.append(self._chunk_tokens(siglip[part], dinov2[part], mask))
+        return chunks[0] if len(chunks) == 1 else torch.cat(chunks)
+
+    def _chunk_tokens(self, siglip: Tensor, dinov2: Tensor, mask: Tensor | None) -> Tensor:
+        projected = [
+            projector(tokens)  # [F, T_i, V]
+            for projector, tokens in zip(self.aux_projectors, (siglip, dinov2), strict=True)
+        ]
+        context = projected[0].mean(dim=1)  # [F, V]
+        windows = [
+            to_windows(tokens, grid, self.query_grid)  # [F, P, k_i**2, V]
+            for tokens, grid in zip(projected, self.token_grids, strict=True)
+        ]
+        groups = []
+        for query, layers in zip(self.query, self.samplers, strict=True):
+            x = query.expand(siglip.shape[0], self.query_grid**2, -1)  # [F, P, V]
+            for layer in layers:  # type: ignore[attr-defined]
+                x = layer(x, context, windows, mask)
+            groups.append(self._resize(x))
+        return self.projector(torch.cat(groups, dim=-1))
+
+    def _resize(self, x: Tensor) -> Tensor:
+        if self.output_grid == self.query_grid:
+            return x
+        maps = x.transpose(1, 2).unflatten(-1, (self.query_grid, self.query_grid)).float()
+        size = (self.output_grid, self.output_grid)
+        maps = F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+        return maps.flatten(2).transpose(1, 2).to(x.dtype)
+
+    def frame_tokens(self, grid: Tensor, box: Box, frame_positions: Tensor | None = None) -> Tensor:
+        """Crop to the picture and close every row with the newline token.
+
+        Args:
+            grid: ``[F, output_grid**2, D]`` from :meth:`grid_tokens`.
+            box: ``kept_box(width, height, output_grid)``.
+            frame_positions: ``[F, D]`` vectors added to all of a frame's tokens, or None.
+
+        Returns:
+            ``[F, rows * (cols + 1), D]``, row-major.
+        """
+        frames, _, width = grid.shape
+        cells = grid.unflatten(1, (self.output_grid, self.output_grid))
+        cells = cells[:, box.row0 : box.row1, box.col0 : box.col1]
+        newline = self.image_newline.to(grid.dtype).expand(frames, box.rows, 1, width)
+        tokens = torch.cat([cells, newline], dim=2).flatten(1, 2)  # [F, rows * (cols + 1), D]
+        if frame_positions is not None:
+            tokens = tokens + frame_positions.to(tokens)[:, None]
+        return tokens
+
+
+def frame_position_table(positions: Tensor, width: int, mode: str = "sinusoidal") -> Tensor:
+    """Sine and cosine vectors that tell frames apart (optional, paper section 3.1).
+
+    Args:
+        positions: frame numbers ``[F]``.
+        width: channels D.
+        mode: ``"sinusoidal"``: channels 2i and 2i + 1 hold sin and cos of ``t / 10000**(2i/D)``.
+            ``"release"``: the odd channels hold the cosine *of the sine*, as in the released code.
+
+    Returns:
+        fp32 ``[F, D]`` on the device of ``positions``.
+
+    Raises:
+        ValueError: unknown mode.
+    """
+    if mode not in ("sinusoidal", "release"):
+        raise ValueError(f'mode must be "sinusoidal" or "release", got {mode!r}')
+    channels = torch.arange(0, width, 2, dtype=torch.float32, device=positions.device)
+    rates = 1.0 / 10000.0 ** (channels / width)
+    angles = positions.float()[:, None] * rates  # [F, ceil(D/2)]
+    even = angles.sin()
+    odd = even.cos() if mode == "release" else angles.cos()
+    return torch.stack([even, odd], dim=-1).flatten(1)[:, :width]
+
+
+_TOWER_KEYS = {
+    "k_proj_{i}.0.weight": "key_norm.weight",
+    "k_proj_{i}.0.bias": "key_norm.bias",
+    "k_proj_{i}.1.weight": "key.weight",
+    "v_proj_{i}.0.weight": "value_norm.weight",
+    "v_proj_{i}.0.bias": "value_norm.bias",
+    "v_proj_{i}.1.weight": "value.weight",
+}
+_LAYER_KEYS = {
+    "proj_context.weight": "context.weight",
+    "proj_in.weight": "mix.weight",
+    "cross_attn.q_proj.0.weight": "query_norm.weight",
+    "cross_attn.q_proj.0.bias": "query_norm.bias",
+    "cross_attn.q_proj.1.weight": "query.weight",
+    "cross_attn.o_proj.weight": "out.weight",
+    "norm.weight": "norm.weight",
+    "norm.bias": "norm.bias",
+    "proj_out.linear_1.weight": "fc1.weight",
+    "proj_out.linear_2.weight": "fc2.weight",
+}
+
+
+def release_key_map(
+    query_grid: int = 12,
+    token_grids: Sequence[int] = (24, 24),
+    depth: int = 3,
+    num_query_group: int = 1,
+) -> dict[str, str]:
+    """Names in the authors' checkpoint -> names in :class:`SVAConnector`, one for every tensor."""
+    keys = {"model.vision_query": "query", "model.image_newline": "image_newline"}
+    for name in ("0.weight", "0.bias", "2.weight", "2.bias"):
+        keys[f"model.mm_projector.{name}"] = f"projector.{name}"
+    for i in range(len(token_grids)):
+        for theirs, ours in (("0", "fc1"), ("2", "fc2"), ("3", "norm")):
+            for kind in ("weight", "bias"):
+                name = f"model.mm_projector_aux_{i}.{theirs}.{kind}"
+                keys[name] = f"aux_projectors.{i}.{ours}.{kind}"
+    for group in range(num_query_group):
+        for layer in range(depth):
+            theirs = f"model.vision_sampler_{group}.layers.{layer}."
+            ours = f"samplers.{group}.{layer}."
+            keys |= {theirs + a: ours + b for a, b in _LAYER_KEYS.items()}
+            for i, grid in enumerate(token_grids):
+                for a, b in _TOWER_KEYS.items():
+                    keys[f"{theirs}cross_attn.{a.format(i=i)}"] = f"{ours}towers.{i}.{b}"
+                if window_side(grid, query_grid) > 1:
+                    keys[f"{theirs}pos_embed_{i}"] = f"{ours}towers.{i}.position"
+    return keys

@@ -1,0 +1,381 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``tdc convert``: a checkpoint in the authors' layout becomes one of ours.
+
+Tensors are read and written one at a time: the peak memory is one output shard (2 GB by default),
+whatever the size of the model. The output folder appears only when everything succeeded.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoConfig, AutoTokenizer, BertTokenizer
+
+from .beats import BEATs
+from .chat_templates import BY_MODEL_TYPE, CHATML
+from .config import TDCConfig
+from .errors import InputError
+from .model import TDCForConditionalGeneration
+from .processor import TDCProcessor
+from .release import our_names, release_config
+from .towers import VisionTower
+
+logger = logging.getLogger(__name__)
+
+SHARD_BYTES = 2 * 2**30
+_LISTED = 12  # keys named in an error before "and N more"
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass
+class Report:
+    """What became of every tensor of the release.
+
+    Attributes:
+        taken: ``{released name: our name}``.
+        ignored: ``{released name: reason}``.
+        added: our tensors that came from other files, ``{name: file}``.
+        out_dir: the folder written.
+    """
+
+    taken: dict[str, str]
+    ignored: dict[str, str]
+    added: dict[str, str] = field(default_factory=dict)
+    out_dir: str = ""
+
+
+class Checkpoint:
+    """Tensors of a folder with safetensors or PyTorch shards, read one at a time."""
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise InputError(f"no such folder: {folder}; expected a released checkpoint")
+        files = sorted(self.folder.glob("*.safetensors"))
+        # Training folders carry other .bin files (optimizer, arguments): take weights only.
+        files = files or sorted(self.folder.glob("pytorch_model*.bin"))
+        if not files:
+            raise InputError(
+                f"{folder} holds no weights; expected model*.safetensors or pytorch_model*.bin"
+            )
+        self._file: dict[str, Path] = {}
+        self.shapes: Shapes = {}
+        for file in files:
+            for name, shape in self._scan(file):
+                self._file[name] = file
+                self.shapes[name] = shape
+
+    def config(self) -> dict[str, Any]:
+        return read_json(self.folder / "config.json")
+
+    def _scan(self, file: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
+        try:
+            if file.suffix == ".safetensors":
+                with safe_open(file, framework="pt") as shard:
+                    for name in shard.keys():  # noqa: SIM118 - not a dict
+                        yield name, tuple(shard.get_slice(name).get_shape())
+            else:
+                for name, tensor in _load_bin(file).items():
+                    yield name, tuple(tensor.shape)
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(f"cannot read {file}: {error}; copy or download it again") from None
+
+    def tensors(self, names: Mapping[str, str]) -> Iterator[tuple[str, Tensor]]:
+        """``(name, tensor)`` for the given names, file by file."""
+        for file in sorted(set(self._file.values())):
+            wanted = [name for name in names if self._file.get(name) == file]
+            if file.suffix == ".safetensors":
+                with safe_open(file, framework="pt") as shard:
+                    for name in wanted:
+                        yield name, shard.get_tensor(name)
+            else:
+                state = _load_bin(file)  # memory-mapped: pages come in as they are copied
+                for name in wanted:
+                    yield name, state[name]
+
+
+def convert_release(
+    release_dir: str | os.PathLike[str],
+    out_dir: str | os.PathLike[str],
+    *,
+    bert: str | os.PathLike[str] | None = None,
+    siglip: str | os.PathLike[str] | None = None,
+    dinov2: str | os.PathLike[str] | None = None,
+    beats: str | os.PathLike[str] | None = None,
+    audio: bool = True,
+    shard_bytes: int = SHARD_BYTES,
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Convert a released checkpoint.
+
+    Args:
+        release_dir: folder with the authors' ``config.json``, weights and tokenizer.
+        out_dir: folder to create.
+        bert: folder (or hub name) of the Q-Former's BERT, for its vocabulary and number of heads;
+            default: ``bert-base-uncased`` inside the release, if it is there.
+        siglip, dinov2: folder or hub name of each tower, which the release does not contain;
+            without them the result starts from tower features instead of pixels.
+        beats: Microsoft's BEATs ``.pt`` file; needed where the release was trained with audio.
+        audio: False converts a release with audio into a model without.
+        progress: called as ``progress(done, total)`` after every tensor.
+
+    Returns:
+        What was taken, ignored and added.
+
+    Raises:
+        InputError: unknown, missing or wrongly shaped tensors (with the list), or missing files.
+    """
+    source, out = Checkpoint(release_dir), Path(out_dir)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} exists and is not empty; give a new folder")
+    release = source.config()
+    bert_dir = _bert_folder(source.folder, bert)
+    parts, encoder = _parts(release, siglip, dinov2, beats, audio)
+    bert_config = read_json(Path(bert_dir) / "config.json") if _is_folder(bert_dir) else None
+    config = release_config(release, source.shapes, bert_config, **parts)
+    with torch.device("meta"):
+        model = TDCForConditionalGeneration(config)
+    taken, ignored = our_names(config, source.shapes)
+    expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    elsewhere = _elsewhere(siglip, dinov2, encoder, config)
+    _check(config, source.shapes, taken, ignored, expected, tuple(elsewhere))
+    report = Report(taken, ignored, out_dir=str(out))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        dtype = next(iter(source.tensors(dict(list(taken.items())[:1]))))[1].dtype
+        config.dtype = dtype
+        writer = ShardWriter(work, shard_bytes, len(taken), progress)
+        for name, tensor in source.tensors(taken):
+            writer.add(taken[name], _reshape(tensor, expected[taken[name]]))
+        for prefix, (origin, load) in elsewhere.items():
+            for name, tensor in load(dtype).items():
+                if prefix + name in expected:
+                    writer.add(prefix + name, tensor.to(dtype))
+                    report.added[prefix + name] = origin
+        writer.close()
+        config.architectures = ["TDCForConditionalGeneration"]
+        config.save_pretrained(work)
+        model.generation_config.save_pretrained(work)
+        _save_processor(source.folder, bert_dir, config, work)
+        if out.exists():
+            out.rmdir()  # empty, checked above
+        os.chmod(work, 0o755)
+        os.replace(work, out)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    return report
+
+
+class ShardWriter:
+    """Writes safetensors shards of bounded size and their index."""
+
+    def __init__(
+        self,
+        folder: Path,
+        shard_bytes: int,
+        total: int = 0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self._folder, self._limit = folder, shard_bytes
+        self._pending: dict[str, Tensor] = {}
+        self._size = self._bytes = 0
+        self._shards: list[list[str]] = []
+        self._done, self._total, self._progress = 0, total, progress
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        tensor = tensor.contiguous().clone()  # off the memory map, so that the shard can be freed
+        size = tensor.numel() * tensor.element_size()
+        if self._pending and self._size + size > self._limit:
+            self._flush()
+        self._pending[name] = tensor
+        self._size += size
+        self._bytes += size
+        self._done += 1
+        if self._progress is not None:
+            self._progress(self._done, max(self._total, self._done))
+
+    def _flush(self) -> None:
+        path = self._folder / f"shard-{len(self._shards)}.safetensors"
+        save_file(self._pending, path, metadata={"format": "pt"})
+        self._shards.append(list(self._pending))
+        self._pending, self._size = {}, 0
+
+    def close(self) -> None:
+        """Write what is left and give the shards the names that transformers looks for."""
+        if self._pending:
+            self._flush()
+        count = len(self._shards)
+        weight_map = {}
+        for number, names in enumerate(self._shards):
+            name = (
+                "model.safetensors"
+                if count == 1
+                else f"model-{number + 1:05d}-of-{count:05d}.safetensors"
+            )
+            os.replace(self._folder / f"shard-{number}.safetensors", self._folder / name)
+            weight_map.update(dict.fromkeys(names, name))
+        if count > 1:
+            index = {"metadata": {"total_size": self._bytes}, "weight_map": weight_map}
+            path = self._folder / "model.safetensors.index.json"
+            path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def _check(
+    config: TDCConfig,
+    shapes: Shapes,
+    taken: Mapping[str, str],
+    ignored: Mapping[str, str],
+    expected: Shapes,
+    elsewhere: tuple[str, ...],
+) -> None:
+    """Every tensor is accounted for, on both sides, with the right shape."""
+    unknown = sorted(set(shapes) - set(taken) - set(ignored))
+    if unknown:
+        raise InputError(f"the checkpoint has {len(unknown)} unknown tensors: {_listing(unknown)}")
+    have = set(taken.values())
+    missing = sorted(
+        name
+        for name in expected
+        if name not in have and not name.startswith(elsewhere) and not _tied(name, config)
+    )
+    if missing:
+        raise InputError(f"the checkpoint lacks {len(missing)} tensors: {_listing(missing)}")
+    wrong = [
+        f"{theirs} is {list(shapes[theirs])}, expected {list(expected[ours])}"
+        for theirs, ours in taken.items()
+        if _squeeze(shapes[theirs]) != _squeeze(expected[ours])
+    ]
+    if wrong:
+        raise InputError(f"{len(wrong)} tensors have the wrong shape: {_listing(wrong)}")
+
+
+def _tied(name: str, config: TDCConfig) -> bool:
+    return config.tie_word_embeddings and name == "language_model.lm_head.weight"
+
+
+def _squeeze(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Without leading ones: the released query tokens are [1, K, Dq]."""
+    while len(shape) > 1 and shape[0] == 1:
+        shape = shape[1:]
+    return shape
+
+
+def _reshape(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return tensor.reshape(shape)
+
+
+def _listing(names: list[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
+
+
+def _parts(
+    release: Mapping[str, Any], siglip: Any, dinov2: Any, beats: Any, audio: bool
+) -> tuple[dict[str, Any], BEATs | None]:
+    """Configurations of the parts that live in files of their own; BEATs is loaded (90 M)."""
+    parts: dict[str, Any] = {}
+    if siglip is not None:
+        parts["siglip_config"] = vision_config(siglip)
+    if dinov2 is not None:
+        parts["dinov2_config"] = vision_config(dinov2)
+    if not (release.get("audio_input", False) and audio):
+        return parts, None
+    if beats is None:
+        raise InputError(
+            "this release hears (audio_input), but BEATs is not part of it; give Microsoft's file "
+            "with --beats, or convert without sound with --no-audio"
+        )
+    encoder = BEATs.from_checkpoint(beats)
+    parts["audio_config"] = vars(encoder.config)
+    return parts, encoder
+
+
+def vision_config(name_or_path: str | os.PathLike[str]) -> Any:
+    """Vision configuration of a tower's folder or hub name."""
+    try:
+        config = AutoConfig.from_pretrained(name_or_path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read the tower {name_or_path}: {error}") from None
+    return getattr(config, "vision_config", config)
+
+
+def _elsewhere(
+    siglip: Any, dinov2: Any, encoder: BEATs | None, config: TDCConfig
+) -> dict[str, tuple[str, Callable[[torch.dtype], Mapping[str, Tensor]]]]:
+    """Prefix of our tensors -> (file, loader) for the parts outside the release."""
+    parts: dict[str, tuple[str, Callable[[torch.dtype], Mapping[str, Tensor]]]] = {}
+    for name, path in (("siglip", siglip), ("dinov2", dinov2)):
+        if path is not None:
+
+            def load(dtype: torch.dtype, path: Any = path) -> Mapping[str, Tensor]:
+                tower = VisionTower.from_pretrained(path, token_grid=config.tower_grid, dtype=dtype)
+                return tower.state_dict()
+
+            parts[f"video_encoder.{name}."] = (str(path), load)
+    if encoder is not None:
+        parts["video_encoder.beats."] = ("--beats", lambda dtype: encoder.to(dtype).state_dict())
+    return parts
+
+
+def _bert_folder(release_dir: Path, bert: Any) -> str | os.PathLike[str]:
+    if bert is not None:
+        return bert
+    for folder in (release_dir / "bert-base-uncased", release_dir / "checkpoints/bert-base-uncased"):
+        if folder.is_dir():
+            return folder
+    raise InputError(
+        "the Q-Former's BERT vocabulary is not part of a release; give the folder of "
+        "bert-base-uncased with --bert"
+    )
+
+
+def _is_folder(path: str | os.PathLike[str]) -> bool:
+    return Path(path).is_dir() and (Path(path) / "config.json").exists()
+
+
+def _save_processor(release_dir: Path, bert_dir: Any, config: TDCConfig, out: Path) -> None:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(release_dir)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"cannot read the tokenizer in {release_dir}: {error}") from None
+    try:
+        bert_tokenizer = BertTokenizer.from_pretrained(bert_dir)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read the BERT vocabulary in {bert_dir}: {error}") from None
+    template = BY_MODEL_TYPE.get(config.text_config.model_type, CHATML)
+    TDCProcessor(tokenizer, bert_tokenizer, config, chat_template=template).save_pretrained(out)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        InputError: the file is missing or not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"no such file: {path}; expected a checkpoint's configuration") from None
+    except (ValueError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not JSON: {error}") from None
+
+
+def _load_bin(file: Path) -> dict[str, Tensor]:
+    return torch.load(file, map_location="cpu", mmap=True, weights_only=True)

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Log-mel filter bank features as Kaldi computes them, in PyTorch on any device.
+
+The settings are those BEATs was trained with: 16 kHz, frames of 25 ms every 10 ms that lie wholly
+inside the signal, 128 mel filters from 20 Hz to 8 kHz, Povey window, no dither.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+
+import torch
+from torch import Tensor
+from transformers.audio_utils import mel_filter_bank
+
+SAMPLE_RATE = 16_000  # Hz
+FRAME_LENGTH = 400  # samples: 25 ms
+FRAME_SHIFT = 160  # samples: 10 ms
+FFT_LENGTH = 512  # the next power of two
+NUM_MEL_BINS = 128
+PREEMPHASIS = 0.97
+INT16_SCALE = 2.0**15  # Kaldi expects 16-bit sample values
+LOG_FLOOR = torch.finfo(torch.float32).eps
+
+
+def num_fbank_frames(num_samples: int) -> int:
+    """Frames that lie wholly inside ``num_samples``."""
+    return max(0, 1 + (num_samples - FRAME_LENGTH) // FRAME_SHIFT)
+
+
+def kaldi_fbank(waveform: Tensor) -> Tensor:
+    """Log-mel energies.
+
+    Args:
+        waveform: ``[..., n]`` mono at 16 kHz, in -1..1.
+
+    Returns:
+        fp32 ``[..., frames, 128]`` with ``frames = 1 + (n - 400) // 160`` (none below 400 samples).
+    """
+    # In fp64: near-silent bins are tiny differences of large samples, and BEATs amplifies their
+    # rounding error (1.5e-4 at its output in fp32, half of it in fp64). Metal has no fp64.
+    dtype = torch.float32 if waveform.device.type == "mps" else torch.float64
+    with torch.autocast(waveform.device.type, enabled=False):
+        samples = waveform.to(dtype) * INT16_SCALE
+        if samples.shape[-1] < FRAME_LENGTH:
+            return waveform.new_zeros((*waveform.shape[:-1], 0, NUM_MEL_BINS), dtype=torch.float32)
+        frames = samples.unfold(-1, FRAME_LENGTH, FRAME_SHIFT)  # [..., frames, 400]
+        frames = frames - frames.mean(dim=-1, keepdim=True)
+        previous = torch.cat([frames[..., :1], frames[..., :-1]], dim=-1)
+        frames = (frames - PREEMPHASIS * previous) * _povey_window().to(frames)
+        power = torch.fft.rfft(frames, n=FFT_LENGTH).abs().square()  # [..., frames, 257]
+        return (power @ _mel_filters().to(power)).clamp_min(LOG_FLOOR).log().float()
+
+
+@functools.cache
+def _povey_window() -> Tensor:
+    return torch.hann_window(FRAME_LENGTH, periodic=False, dtype=torch.float64).pow(0.85)
+
+
+@functools.cache
+def _mel_filters() -> Tensor:
+    with warnings.catch_warnings():
+        # The lowest filters are narrower than an FFT bin and stay empty; BEATs was trained so.
+        warnings.filterwarnings("ignore", message="At least one mel filter")
+        filters = mel_filter_bank(
+            num_frequency_bins=FFT_LENGTH // 2 + 1,
+            num_mel_filters=NUM_MEL_BINS,
+            min_frequency=20.0,
+            max_frequency=SAMPLE_RATE / 2,
+            sampling_rate=SAMPLE_RATE,
+            mel_scale="kaldi",
+            triangularize_in_mel_space=True,
+        )
+    return torch.from_numpy(filters)  # [257, 128]

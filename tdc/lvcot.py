@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LVCoT: long-video chain of thought (paper, section 3.3), without training.
+
+A very long video is cut into N segments; the model answers for each of them, and the answers are
+given to it as its own reasoning when it answers for the whole. The video is encoded once: segments
+and overview share its features, and all segments run as one batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .budget import frame_budget
+from .features import VideoFeatures
+from .model import MEDIA_INPUTS, TDCForConditionalGeneration
+from .processor import TDCProcessor
+
+SEGMENT_PROMPT = (
+    "This is part {number} of {total} of a long video, from {start} to {end}. Say briefly what in "
+    "this part helps to answer the question: {question}"
+)
+FINAL_PROMPT = "<think>\n{thoughts}\n</think>\n{question}"
+
+
+@dataclass(frozen=True)
+class SegmentAnswer:
+    """What one segment contributed; ``start`` and ``end`` in seconds."""
+
+    start: float
+    end: float
+    answer: str
+
+
+@dataclass(frozen=True)
+class LongVideoAnswer:
+    """The final answer and the thoughts behind it (none for one segment)."""
+
+    answer: str
+    segments: tuple[SegmentAnswer, ...]
+
+
+def clock(seconds: float) -> str:
+    """``83.4 -> "1:23"``, ``3683 -> "1:01:23"``."""
+    minutes, second = divmod(int(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+
+
+def answer_long_video(
+    model: TDCForConditionalGeneration,
+    processor: TDCProcessor,
+    video: Any,
+    question: str,
+    num_segments: int = 3,
+    *,
+    audio: Any = None,
+    max_frames: int | None = None,
+    segment_tokens: int = 128,
+    on_segment: Callable[[int, SegmentAnswer], None] | None = None,
+    **generate: Any,
+) -> LongVideoAnswer:
+    """Answer a question about a video of any length.
+
+    Args:
+        video, audio: as for the processor.
+        num_segments: N; 1 asks directly. The paper's tables use 1, 2, 3, 5 and 10.
+        max_frames: frames per segment; default: what the token budget allows.
+        segment_tokens: longest answer per segment.
+        on_segment: called with (number, answer) of every segment.
+        generate: options of ``model.generate`` for the final answer (and sampling options for all).
+
+    Returns:
+        The final answer and the N segment answers.
+
+    Raises:
+        ValueError: ``num_segments`` is not positive.
+        InputError: the video cannot be read, or the question does not fit the context.
+    """
+    if num_segments < 1:
+        raise ValueError(f"num_segments is {num_segments}; expected at least 1")
+    per_segment = max_frames or _frames_per_segment(processor, question)
+    inputs = processor(
+        text="<video>", videos=[video], audio=[audio], max_frames=num_segments * per_segment
+    ).to(model.device)
+    media = {name: inputs[name] for name in MEDIA_INPUTS if name in inputs}
+    with torch.no_grad():
+        features = model.encode_video(keep_dinov2=num_segments > 1, **media)
+    thoughts: tuple[SegmentAnswer, ...] = ()
+    final, text = features, question
+    if num_segments > 1:
+        options = {**generate, "max_new_tokens": segment_tokens}
+        options.pop("streamer", None)  # several answers at once cannot be streamed
+        thoughts = _segment_answers(model, processor, features, question, num_segments, options)
+        for number, thought in enumerate(thoughts):
+            if on_segment is not None:
+                on_segment(number, thought)
+        lines = [f"{clock(t.start)}-{clock(t.end)}: {t.answer}" for t in thoughts]
+        text = FINAL_PROMPT.format(thoughts="\n".join(lines), question=question)
+        budget = max_frames or frame_budget(model.config, _prompt_length(processor, text))
+        config = model.config
+        final = features.sample(budget, config.num_scenes, config.similarity_threshold)
+    # The compressor reads the bare question; the thoughts are the language model's.
+    answer = ask(model, processor, final, [text], [question], **generate)[0]
+    return LongVideoAnswer(answer, thoughts)
+
+
+def ask(
+    model: TDCForConditionalGeneration,
+    processor: TDCProcessor,
+    features: VideoFeatures,
+    texts: Sequence[str],
+    questions: Sequence[str] | None = None,
+    **generate: Any,
+) -> list[str]:
+    """Answers about encoded videos: one text per video of ``features``.
+
+    Args:
+        features: what ``model.encode_video`` returned; reused as it is, for any number of calls.
+        texts: what the language model is asked.
+        questions: what the compressor reads beside the frames; default: the texts.
+        generate: options of ``model.generate``.
+    """
+    prompts = [_chat(processor, text) for text in texts]
+    inputs = processor.encode_prompts(prompts, list(questions or texts))
+    inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+    ids = model.generate(**inputs, features=features, **generate)
+    return [a.strip() for a in processor.batch_decode(ids, skip_special_tokens=True)]
+
+
+def _segment_answers(
+    model: TDCForConditionalGeneration,
+    processor: TDCProcessor,
+    features: VideoFeatures,
+    question: str,
+    num_segments: int,
+    options: dict[str, Any],
+) -> tuple[SegmentAnswer, ...]:
+    config = model.config
+    parts = features.split(num_segments, config.num_scenes, config.similarity_threshold)
+    step = 1 / config.fps  # the last frame of a part stands for this much time
+    spans = [
+        (parts.times[first], parts.times[last - 1] + step)
+        for first, last in zip(parts.cu_frames[:-1], parts.cu_frames[1:], strict=True)
+    ]
+    texts = [
+        SEGMENT_PROMPT.format(
+            number=number + 1,
+            total=len(spans),
+            start=clock(start),
+            end=clock(end),
+            question=question,
+        )
+        for number, (start, end) in enumerate(spans)
+    ]
+    answers = ask(model, processor, parts, texts, [question] * len(texts), **options)
+    return tuple(
+        SegmentAnswer(start, end, answer)
+        for (start, end), answer in zip(spans, answers, strict=True)
+    )
+
+
+def _chat(processor: TDCProcessor, text: str) -> str:
+    content = [{"type": "video"}, {"type": "text", "text": text}]
+    return processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True
+    )
+
+
+def _prompt_length(processor: TDCProcessor, text: str) -> int:
+    return int(processor.encode_prompts([_chat(processor, text)])["attention_mask"].sum())
+
+
+def _frames_per_segment(processor: TDCProcessor, question: str) -> int:
+    text = SEGMENT_PROMPT.format(number=1, total=1, start="0:00", end="0:00", question=question)
+    return frame_budget(processor.config, _prompt_length(processor, text))

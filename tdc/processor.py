@@ -1,0 +1,446 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``TDCProcessor``: messages, files and arrays in, model inputs out."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import BatchFeature, ProcessorMixin
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_STANDARD_MEAN
+
+from .audio import has_audio, read_audio
+from .budget import frame_budget, sample_indices
+from .chat_templates import CHATML
+from .config import TDCConfig
+from .errors import InputError
+from .geometry import kept_box
+from .towers import padding_color, resize_frames
+from .video import Video, probe, read_image, read_video
+
+logger = logging.getLogger(__name__)
+
+SAMPLE_RATE = 16_000  # Hz, what BEATs hears
+VIDEO_TOKEN, IMAGE_TOKEN = "<video>", "<image>"
+_PLACEHOLDER = re.compile(f"({re.escape(VIDEO_TOKEN)}|{re.escape(IMAGE_TOKEN)})")
+
+VideoInput = str | os.PathLike | np.ndarray | Video
+AudioInput = str | os.PathLike | np.ndarray
+Progress = Callable[[int, int], None]
+
+
+class ModelInputs(BatchFeature):
+    """Model inputs; ``to`` moves them but leaves dtypes alone.
+
+    Pixels are bytes, and a waveform in bf16 would have lost its last 16 bits before anyone heard
+    it: the model converts inside, where the precision is chosen.
+    """
+
+    def to(self, *args: Any, **kwargs: Any) -> ModelInputs:
+        kwargs.pop("dtype", None)
+        args = tuple(a for a in args if not isinstance(a, torch.dtype))
+        return super().to(*args, **kwargs) if args or kwargs else self  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class _Medium:
+    """One decoded video or image."""
+
+    frames: np.ndarray  # uint8 [L, H, W, 3]
+    times: list[float]  # seconds, L
+    seconds: int  # sampled instants before thinning
+    is_video: bool
+    waveform: np.ndarray | None = None  # fp32 [n], 16 kHz
+
+
+class TDCProcessor(ProcessorMixin):
+    """Tokenizers, decoding, frame sampling and image preprocessing of a TDC model.
+
+    Args:
+        tokenizer: the language model's tokenizer.
+        qformer_tokenizer: the Q-Former's BERT tokenizer.
+        config: the model's configuration (object or dict).
+        chat_template: Jinja template with video, image and audio parts; default: ChatML.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        qformer_tokenizer: Any,
+        config: TDCConfig | dict | None = None,
+        chat_template: str | None = None,
+    ) -> None:
+        if not isinstance(config, TDCConfig):
+            config = TDCConfig(**(config or {}))
+        self.config = config
+        super().__init__(tokenizer, qformer_tokenizer, chat_template=chat_template or CHATML)
+
+    def __call__(  # type: ignore[override]
+        self,
+        images: Any = None,
+        text: str | Sequence[str] | None = None,
+        videos: Any = None,
+        audio: Any = None,
+        question: str | Sequence[str] | None = None,
+        *,
+        max_frames: int | None = None,
+        progress: Progress | None = None,
+        return_tensors: str = "pt",
+        **kwargs: Any,
+    ) -> ModelInputs:
+        """Prompts and media to model inputs.
+
+        Args:
+            text: prompts with one ``<video>`` or ``<image>`` where each medium belongs.
+            videos: files, uint8 arrays ``[T, H, W, 3]`` sampled at ``config.fps``, or
+                :class:`tdc.video.Video`, in the order of the placeholders.
+            images: files, PIL images or uint8 arrays ``[H, W, 3]``, likewise.
+            audio: one entry per video: a file, an fp32 16-kHz waveform, ``False`` for silence, or
+                None for the video's own sound track.
+            question: what the Q-Former reads; default: the prompt without placeholders.
+            max_frames: frames per video; default: what the token budget allows.
+            progress: called as ``progress(done, total)`` while a video is decoded.
+
+        Returns:
+            ``input_ids``, ``attention_mask``, ``question_ids``, ``question_mask`` and the media
+            inputs of :meth:`tdc.encode.VideoEncoder.forward`.
+
+        Raises:
+            InputError: a file that cannot be read; placeholders that do not match the media.
+        """
+        if return_tensors not in ("pt", None):
+            raise ValueError(f"return_tensors is {return_tensors!r}; expected 'pt'")
+        if text is None:
+            raise ValueError("text is missing; expected a prompt with <video> or <image>")
+        prompts = [text] if isinstance(text, str) else list(text)
+        inputs = self.encode_prompts(prompts, question)
+        kinds = [_PLACEHOLDER.findall(prompt) for prompt in prompts]
+        videos, images = _flatten(videos), _flatten(images)
+        self._check_counts(kinds, videos, images)
+        if videos or images:
+            lengths = inputs["attention_mask"].sum(1).tolist()
+            inputs.update(
+                self._encode_media(kinds, lengths, videos, images, audio, max_frames, progress)
+            )
+        return ModelInputs(inputs)
+
+    # --- text ------------------------------------------------------------------------------------
+
+    def apply_chat_template(  # type: ignore[override]
+        self,
+        conversation: Any,
+        chat_template: str | None = None,
+        *,
+        tokenize: bool = False,
+        return_dict: bool = False,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        return_tensors: str = "pt",
+        processor_kwargs: dict | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Render messages; with ``tokenize=True`` also decode their media.
+
+        A part is ``{"type": "video", "path": ...}`` (or ``"video"``, ``"url"``), ``"image"`` or
+        ``"audio"`` likewise, or ``{"type": "text", "text": ...}``. An audio part replaces the sound
+        track of the video before it (or of the first one, if none came before). The question is the
+        text of the last user message.
+        """
+        single = bool(conversation) and isinstance(conversation[0], dict)
+        conversations = [conversation] if single else list(conversation)
+        prompts = [
+            super(TDCProcessor, self).apply_chat_template(
+                messages,
+                chat_template,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+            )
+            for messages in conversations
+        ]
+        if not tokenize:
+            return prompts[0] if single else prompts
+        media = [_media_of(messages) for messages in conversations]
+        inputs = self(
+            text=prompts,
+            videos=[v for m in media for v in m["videos"]] or None,
+            images=[i for m in media for i in m["images"]] or None,
+            audio=[a for m in media for a in m["audio"]] or None,
+            question=[_last_question(messages) for messages in conversations],
+            return_tensors=return_tensors,
+            **{**kwargs, **(processor_kwargs or {})},
+        )
+        return inputs if return_dict else inputs["input_ids"]
+
+    def encode_prompts(
+        self, prompts: Sequence[str], questions: str | Sequence[str] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Token ids of prompts, left-padded, and of the questions for the Q-Former, right-padded."""
+        if questions is None:
+            questions = [_PLACEHOLDER.sub("", prompt).strip() for prompt in prompts]
+        elif isinstance(questions, str):
+            questions = [questions]
+        if len(questions) != len(prompts):
+            raise ValueError(f"question has {len(questions)} entries; expected {len(prompts)}")
+        ids = [self._prompt_ids(prompt) for prompt in prompts]
+        pad = self.tokenizer.pad_token_id
+        pad = self.tokenizer.eos_token_id if pad is None else pad
+        input_ids, attention_mask = _pad(ids, pad or 0, left=True)
+        questions = [
+            self.qformer_tokenizer(
+                q, truncation=True, max_length=self.config.max_question_tokens
+            ).input_ids
+            for q in questions
+        ]
+        question_ids, question_mask = _pad(questions, self.qformer_tokenizer.pad_token_id or 0)
+        return {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "question_ids": question_ids,
+            "question_mask": question_mask,
+        }
+
+    def _prompt_ids(self, prompt: str) -> list[int]:
+        """Ids with ``media_token_id`` at the placeholders; pieces are tokenized on their own."""
+        ids: list[int] = []
+        bos = self.tokenizer.bos_token_id
+        starts_with_bos = self.tokenizer("").input_ids[:1] == [bos]
+        if starts_with_bos and not prompt.startswith(self.tokenizer.bos_token):
+            ids.append(bos)
+        for piece in _PLACEHOLDER.split(prompt):
+            if piece in (VIDEO_TOKEN, IMAGE_TOKEN):
+                ids.append(self.config.media_token_id)
+            elif piece:
+                ids += self.tokenizer(piece, add_special_tokens=False).input_ids
+        return ids
+
+    def batch_decode(self, sequences: Any, *args: Any, **kwargs: Any) -> list[str]:
+        """Text of token ids; placeholders are left out."""
+        rows = sequences.tolist() if hasattr(sequences, "tolist") else sequences
+        rows = [[i for i in row if i != self.config.media_token_id] for row in rows]
+        return self.tokenizer.batch_decode(rows, *args, **kwargs)
+
+    def decode(self, token_ids: Any, *args: Any, **kwargs: Any) -> str:
+        return self.batch_decode([token_ids], *args, **kwargs)[0]
+
+    def post_process_image_text_to_text(
+        self, generated_outputs: Any, skip_special_tokens: bool = True, **kwargs: Any
+    ) -> list[str]:
+        return self.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens)
+
+    # --- media -----------------------------------------------------------------------------------
+
+    def _check_counts(self, kinds: list[list[str]], videos: list, images: list) -> None:
+        found = [token for prompt in kinds for token in prompt]
+        for token, given, name in (
+            (VIDEO_TOKEN, videos, "videos"),
+            (IMAGE_TOKEN, images, "images"),
+        ):
+            if found.count(token) != len(given):
+                raise InputError(
+                    f"the prompts hold {found.count(token)} {token} placeholders, but "
+                    f"{len(given)} {name} came; expected one each"
+                )
+
+    def _encode_media(
+        self,
+        kinds: list[list[str]],
+        prompt_lengths: list[int],
+        videos: list,
+        images: list,
+        audio: Any,
+        max_frames: int | None,
+        progress: Progress | None,
+    ) -> dict[str, Any]:
+        sounds = list(audio) if isinstance(audio, (list, tuple)) else [audio] * len(videos)
+        if len(sounds) != len(videos):
+            raise InputError(
+                f"audio has {len(sounds)} entries for {len(videos)} videos; expected one per video"
+            )
+        queue, pictures = iter(zip(videos, sounds, strict=True)), iter(images)
+        media: list[_Medium] = []
+        for tokens, length in zip(kinds, prompt_lengths, strict=True):
+            count = tokens.count(VIDEO_TOKEN)
+            for token in tokens:
+                if token == IMAGE_TOKEN:
+                    media.append(_load_image(next(pictures)))
+                else:
+                    video, sound = next(queue)
+                    media.append(
+                        self._load_video(video, sound, length, count, max_frames, progress)
+                    )
+        return self._pack(media)
+
+    def _load_video(
+        self,
+        video: VideoInput,
+        sound: Any,
+        prompt_length: int,
+        num_videos: int,
+        max_frames: int | None,
+        progress: Progress | None,
+    ) -> _Medium:
+        config = self.config
+
+        def budget(width: int, height: int) -> int:
+            if max_frames is not None:
+                return max_frames
+            if config.video_size_order == "hw":
+                width, height = height, width
+            tokens = kept_box(width, height, config.frame_grid).num_tokens
+            return frame_budget(config, prompt_length, tokens, num_videos)
+
+        if isinstance(video, (str, os.PathLike)):
+            info = probe(video)
+            limit = budget(info.width, info.height)
+            decoded = read_video(video, fps=config.fps, max_frames=limit, progress=progress)
+            frames, times = decoded.frames, decoded.timestamps.tolist()
+            seconds = max(len(times), round(decoded.duration * config.fps))
+            if sound is None and config.audio_config and has_audio(video):
+                sound = video
+        else:
+            frames, times = _as_frames(video, config.fps)
+            seconds = len(frames)
+            keep = sample_indices(seconds, budget(frames.shape[2], frames.shape[1]))
+            frames, times = frames[keep], [times[i] for i in keep]
+        if len(times) < seconds:
+            logger.warning(
+                "the video has %d frames at %g per second; %d evenly spaced ones fit the budget",
+                seconds,
+                config.fps,
+                len(times),
+            )
+        return _Medium(frames, times, seconds, True, self._load_sound(sound))
+
+    def _load_sound(self, sound: Any) -> np.ndarray | None:
+        if sound is None or sound is False:
+            return None
+        if not self.config.audio_config:
+            logger.warning("this model has no audio encoder; the sound is not used")
+            return None
+        if isinstance(sound, (str, os.PathLike)):
+            return read_audio(sound, sample_rate=SAMPLE_RATE, channel=self.config.audio_channel)
+        waveform = np.asarray(sound, dtype=np.float32)
+        if waveform.ndim != 1:
+            raise InputError(
+                f"audio has shape {list(waveform.shape)}; expected one mono waveform [samples]"
+            )
+        return waveform
+
+    def _pack(self, media: list[_Medium]) -> dict[str, Any]:
+        config = self.config
+        pixels: dict[str, torch.Tensor] = {}
+        for name, size, mean in (
+            ("siglip_pixels", config.siglip_image_size, IMAGENET_STANDARD_MEAN),
+            ("dinov2_pixels", config.dinov2_image_size, IMAGENET_DEFAULT_MEAN),
+        ):
+            fill = padding_color(mean)
+            pixels[name] = torch.cat([resize_frames(m.frames, size, fill) for m in media])
+        inputs: dict[str, Any] = {
+            **pixels,
+            "media_frames": torch.tensor([len(m.frames) for m in media]),
+            "media_sizes": torch.tensor([[m.frames.shape[2], m.frames.shape[1]] for m in media]),
+            "media_is_video": torch.tensor([m.is_video for m in media]),
+            "media_seconds": torch.tensor([m.seconds for m in media]),
+            "frame_times": torch.tensor([t for m in media for t in m.times], dtype=torch.float64),
+        }
+        if any(m.waveform is not None for m in media):
+            waves = [np.zeros(0, np.float32) if m.waveform is None else m.waveform for m in media]
+            longest = max(len(w) for w in waves)
+            inputs["waveforms"] = torch.from_numpy(
+                np.stack([np.pad(w, (0, longest - len(w))) for w in waves])
+            )
+            inputs["waveform_lengths"] = torch.tensor([len(w) for w in waves])
+        return inputs
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["input_ids", "attention_mask", "question_ids", "question_mask"]
+
+
+def _as_frames(video: Any, fps: float) -> tuple[np.ndarray, list[float]]:
+    if isinstance(video, Video):
+        return video.frames, video.timestamps.tolist()
+    frames = np.asarray(video)
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames):
+        raise InputError(
+            f"video is {frames.dtype} {list(frames.shape)}; expected uint8 [T, H, W, 3], T >= 1"
+        )
+    return frames, [i / fps for i in range(len(frames))]
+
+
+def _load_image(image: Any) -> _Medium:
+    if isinstance(image, (str, os.PathLike)):
+        picture = read_image(image)
+    else:
+        picture = np.asarray(image.convert("RGB") if hasattr(image, "convert") else image)
+    if picture.ndim != 3 or picture.shape[-1] != 3 or picture.dtype != np.uint8:
+        raise InputError(
+            f"image is {picture.dtype} {list(picture.shape)}; expected uint8 [H, W, 3]"
+        )
+    return _Medium(picture[None], [0.0], 1, False)
+
+
+def _flatten(media: Any) -> list:
+    """A flat list of media from one, a list, or one list per prompt."""
+    if media is None:
+        return []
+    if isinstance(media, (list, tuple)):
+        return [m for item in media for m in (item if isinstance(item, (list, tuple)) else [item])]
+    return [media]
+
+
+def _media_of(messages: Sequence[dict]) -> dict[str, list]:
+    videos: list = []
+    images: list = []
+    sounds: dict[int, Any] = {}
+    for message in messages:
+        parts = message["content"]
+        for part in parts if not isinstance(parts, str) else ():
+            kind = part.get("type")
+            source = next((part[k] for k in (kind, "path", "url") if k in part), None)
+            if kind in ("video", "image", "audio") and source is None:
+                raise InputError(f"a {kind} part names no file; expected a 'path' beside 'type'")
+            if kind == "video":
+                videos.append(source)
+            elif kind == "image":
+                images.append(source)
+            elif kind == "audio":
+                sounds[max(0, len(videos) - 1)] = source
+    if sounds and not videos:
+        raise InputError("the messages hold an audio part but no video; expected a video part")
+    return {
+        "videos": videos,
+        "images": images,
+        "audio": [sounds.get(i) for i in range(len(videos))],
+    }
+
+
+def _last_question(messages: Sequence[dict]) -> str:
+    for message in reversed(messages):
+        if message["role"] == "user":
+            content = message["content"]
+            if isinstance(content, str):
+                return content
+            return "\n".join(part["text"] for part in content if part.get("type") == "text")
+    return ""
+
+
+def _pad(
+    rows: Sequence[Sequence[int]], value: int, left: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """int64 ``[B, T]`` ids and mask."""
+    length = max((len(row) for row in rows), default=0)
+    ids = torch.full((len(rows), length), value, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        place = slice(length - len(row), length) if left else slice(0, len(row))
+        ids[i, place] = torch.tensor(row, dtype=torch.long)
+        mask[i, place] = 1
+    return ids, mask

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Q-Former: BERT with learned cross-attention, the heart of the temporal context compressor.
+
+A row is one dynamic frame: K queries that carry the scene's static frame look at that frame's
+visual and audio tokens, with the question beside them (paper, section 3.2; the layer plan is that
+of BLIP-2's Q-Former). Post-norm, exact GELU, queries without position.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tdc_kernels import cross_attention
+
+
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """``[B, L, H*d] -> [B, H, L, d]``."""
+    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+
+class SelfAttention(nn.Module):
+    """Bidirectional self-attention over queries and question, with output projection and norm."""
+
+    def __init__(self, hidden_size: int, num_heads: int, eps: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query = nn.Linear(hidden_size, hidden_size)
+        self.key = nn.Linear(hidden_size, hidden_size)
+        self.value = nn.Linear(hidden_size, hidden_size)
+        self.output = nn.Linear(hidden_size, hidden_size)
+        self.norm = nn.LayerNorm(hidden_size, eps=eps)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``x [M, L, Dq]``; ``mask [M, 1, 1, L]`` bool, True = may be seen, None = all."""
+        q, k, v = (split_heads(p(x), self.num_heads) for p in (self.query, self.key, self.value))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.norm(x + self.output(out.transpose(1, 2).flatten(2)))
+
+
+class CrossAttention(nn.Module):
+    """Queries look at their frame's visual and audio tokens (``tdc_kernels.cross_attention``)."""
+
+    def __init__(self, hidden_size: int, num_heads: int, encoder_width: int, eps: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query = nn.Linear(hidden_size, hidden_size)
+        self.key = nn.Linear(encoder_width, hidden_size)
+        self.value = nn.Linear(encoder_width, hidden_size)
+        self.output = nn.Linear(hidden_size, hidden_size)
+        self.norm = nn.LayerNorm(hidden_size, eps=eps)
+
+    def forward(self, x: Tensor, visual: Tensor, audio: Tensor | None, **rows: Any) -> Tensor:
+        """``x [M, K, Dq]``; ``rows``: index and lengths, see ``tdc_kernels.cross_attention``."""
+        out = cross_attention(
+            self.query(x),
+            visual,
+            audio,
+            w_key=self.key.weight,
+            b_key=self.key.bias,
+            w_value=self.value.weight,
+            b_value=self.value.bias,
+            num_heads=self.num_heads,
+            **rows,
+        )
+        return self.norm(x + self.output(out))
+
+
+class FeedForward(nn.Module):
+    """``LN(x + W2 GELU(W1 x))``; queries and question have one each."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int, eps: float) -> None:
+        super().__init__()
+        self.up = nn.Linear(hidden_size, intermediate_size)
+        self.down = nn.Linear(intermediate_size, hidden_size)
+        self.norm = nn.LayerNorm(hidden_size, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x + self.down(F.gelu(self.up(x))))
+
+
+class QFormerLayer(nn.Module):
+    """Self-attention over everything, cross-attention for the queries, separate feed-forwards."""
+
+    def __init__(self, config: Any, encoder_width: int, has_cross_attention: bool) -> None:
+        super().__init__()
+        width, heads, eps = config.hidden_size, config.num_attention_heads, config.layer_norm_eps
+        self.attention = SelfAttention(width, heads, eps)
+        self.cross_attention = (
+            CrossAttention(width, heads, encoder_width, eps) if has_cross_attention else None
+        )
+        self.ffn_query = FeedForward(width, config.intermediate_size, eps)
+        self.ffn_text = FeedForward(width, config.intermediate_size, eps)
+
+    def forward(
+        self,
+        x: Tensor,
+        num_queries: int,
+        mask: Tensor | None,
+        visual: Tensor,
+        audio: Tensor | None,
+        **rows: Any,
+    ) -> Tensor:
+        x = self.attention(x, mask)
+        queries, text = x[:, :num_queries], x[:, num_queries:]
+        if self.cross_attention is not None:
+            queries = self.cross_attention(queries, visual, audio, **rows)
+        queries = self.ffn_query(queries)
+        if text.shape[1] == 0:
+            return queries
+        return torch.cat([queries, self.ffn_text(text)], dim=1)
+
+
+class QFormer(nn.Module):
+    """Compresses frames to K tokens each.
+
+    Args:
+        config: a BERT configuration (width, layers, heads, intermediate size, vocabulary, eps).
+        encoder_width: D, the width of the visual and audio tokens.
+        cross_attention_every: layer j has cross-attention where ``j % cross_attention_every == 0``.
+    """
+
+    def __init__(self, config: Any, encoder_width: int, cross_attention_every: int = 2) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.embeddings_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layers = nn.ModuleList(
+            QFormerLayer(config, encoder_width, j % cross_attention_every == 0)
+            for j in range(config.num_hidden_layers)
+        )
+
+    def forward(
+        self,
+        queries: Tensor,
+        visual: Tensor,
+        audio: Tensor | None = None,
+        *,
+        question_ids: Tensor | None = None,
+        question_mask: Tensor | None = None,
+        index: Tensor | None = None,
+        visual_lengths: Tensor | None = None,
+        audio_lengths: Tensor | None = None,
+    ) -> Tensor:
+        """One call for all dynamic frames of all videos.
+
+        Args:
+            queries: ``[M, K, Dq]``, one group per dynamic frame.
+            visual: ``[F, Nv, D]`` tokens of all frames; ``audio``: ``[F, Na, D]`` or None.
+            question_ids: ``[M, T]`` int64 question tokens of each row's video, or None.
+            question_mask: ``[M, T]`` bool, False on padding; None when nothing is padded.
+            index: ``[M]`` frame number of each row; ``*_lengths``: ``[F]`` valid tokens.
+
+        Returns:
+            ``[M, K, Dq]`` hidden states of the queries.
+        """
+        num_queries = queries.shape[1]
+        mask = None
+        if question_ids is not None:
+            queries = torch.cat([queries, self.embed_question(question_ids)], dim=1)  # [M, K+T, Dq]
+            if question_mask is not None:
+                seen = question_mask.new_ones(question_mask.shape[0], num_queries)
+                mask = torch.cat([seen, question_mask], dim=1)[:, None, None, :]
+        x = self.embeddings_norm(queries)
+        for layer in self.layers:
+            x = layer(
+                x,
+                num_queries,
+                mask,
+                visual,
+                audio,
+                index=index,
+                visual_lengths=visual_lengths,
+                audio_lengths=audio_lengths,
+            )
+        return x[:, :num_queries]
+
+    def embed_question(self, question_ids: Tensor) -> Tensor:
+        """``[M, T]`` ids to ``[M, T, Dq]``: word plus position; queries have no position."""
+        positions = torch.arange(question_ids.shape[1], device=question_ids.device)
+        return self.word_embeddings(question_ids) + self.position_embeddings(positions)

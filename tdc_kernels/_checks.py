@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Argument checks of the public functions: one line naming the argument, what came, what was
+expected. Shapes and dtypes only, so that they hold on meta and fake tensors and inside
+torch.compile; the single look at values (prefix sums) is limited to plain tensors on the CPU."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+_INTS = (torch.int32, torch.int64)
+
+
+def describe(x: Any) -> str:
+    """``float32 [4, 3]`` for a tensor, the type's name for anything else."""
+    if isinstance(x, torch.Tensor):
+        return f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}"
+    return f"{type(x).__name__} {x!r}" if isinstance(x, int | float | str) else type(x).__name__
+
+
+def floating(name: str, x: Any, shape: str, ndim: int | None = None, least: int = 0) -> None:
+    """``x`` must be a floating tensor with ``ndim`` (or at ``least`` that many) dimensions."""
+    if not isinstance(x, torch.Tensor) or not x.is_floating_point():
+        raise TypeError(f"{name}: expected a floating tensor {shape}, got {describe(x)}")
+    if (ndim is not None and x.ndim != ndim) or x.ndim < least:
+        raise ValueError(f"{name}: expected shape {shape}, got {describe(x)}")
+
+
+def integers(name: str, x: Any, shape: str, device: torch.device) -> None:
+    """``x`` must be a 1-D int32 or int64 tensor on ``device``."""
+    if not isinstance(x, torch.Tensor) or x.dtype not in _INTS:
+        raise TypeError(f"{name}: expected an int32 or int64 tensor {shape}, got {describe(x)}")
+    if x.ndim != 1:
+        raise ValueError(f"{name}: expected shape {shape}, got {describe(x)}")
+    same_device(name, x, device)
+
+
+def same_device(name: str, x: torch.Tensor, device: torch.device) -> None:
+    if x.device != device:
+        raise ValueError(f"{name}: expected a tensor on {device}, got one on {x.device}")
+
+
+def same_dtype(name: str, x: torch.Tensor, dtype: torch.dtype, other: str) -> None:
+    if x.dtype != dtype:
+        expected = str(dtype).removeprefix("torch.")
+        raise TypeError(f"{name}: expected {expected} like {other}, got {describe(x)}")
+
+
+def count(name: str, x: Any, least: int) -> None:
+    """``x`` must be an integer of at ``least`` that much."""
+    if isinstance(x, bool) or not isinstance(x, int | torch.SymInt):
+        raise TypeError(f"{name}: expected an integer >= {least}, got {describe(x)}")
+    if x < least:
+        raise ValueError(f"{name}: expected an integer >= {least}, got {x}")
+
+
+def prefix_sums(cu_frames: torch.Tensor, frames: int | None, device: torch.device) -> torch.Tensor:
+    """Check ``cu_frames`` and return it as int32. ``frames`` is the total, None if unknown.
+
+    On the CPU the values are looked at too (a wrong total would silently move every boundary); on
+    an accelerator that would wait for the device, so there they are the caller's promise.
+    """
+    integers("cu_frames", cu_frames, "[B+1]", device)
+    if cu_frames.shape[0] < 1:
+        raise ValueError("cu_frames: expected [B+1] with at least one entry, got none")
+    if (
+        not torch.compiler.is_compiling()
+        and type(cu_frames) is torch.Tensor
+        and device.type == "cpu"
+    ):
+        values = cu_frames.tolist()
+        rising = all(a <= b for a, b in pairwise(values))
+        if values[0] != 0 or not rising or (frames is not None and values[-1] != frames):
+            total = "the number of frames" if frames is None else frames
+            raise ValueError(
+                f"cu_frames: expected prefix sums from 0 to {total}, got {_short(values)}"
+            )
+    return cu_frames.to(torch.int32)
+
+
+def _short(values: list[int]) -> str:
+    return str(values) if len(values) <= 8 else f"[{values[0]}, {values[1]}, ..., {values[-1]}]"
+
+
+def shape(name: str, x: torch.Tensor, dim: int, size: int, what: str) -> None:
+    """``x`` must have ``size`` entries along ``dim``, because ``what`` says so."""
+    if x.shape[dim] != size:
+        raise ValueError(
+            f"{name}: expected size {size} in dimension {dim} ({what}), got {describe(x)}"
+        )

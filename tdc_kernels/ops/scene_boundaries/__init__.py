@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``scene_boundaries``: where the scenes of a video begin."""
+
+from __future__ import annotations
+
+import torch
+
+from tdc_kernels import _checks, registry
+from tdc_kernels.ops.scene_boundaries import native, reference
+
+OP = "scene_boundaries"
+registry.define(
+    OP,
+    "(Tensor similarity, int num_boundaries, Tensor? cu_frames=None, float? threshold=None)"
+    " -> Tensor",
+)
+registry.implement(OP, "reference", reference.scene_boundaries)
+registry.implement(OP, "native", fake=native.fake, requires=native.requires)
+
+
+def scene_boundaries(
+    similarity: torch.Tensor,
+    num_boundaries: int,
+    cu_frames: torch.Tensor | None = None,
+    threshold: float | None = None,
+    *,
+    backend: str | None = None,
+) -> torch.Tensor:
+    """The pairs of frames that are least alike, as the first frames of new scenes.
+
+    The paper's segmentation into S scenes needs ``num_boundaries = S - 1``. In every video the
+    lowest similarities are taken, of equals the earlier; NaN counts as ``-inf``, the lowest.
+
+    Args:
+        similarity: fp32 ``[F-1]`` as ``frame_similarity`` returns it. Values at pairs that straddle
+            two videos are ignored.
+        num_boundaries: most boundaries per video, ``>= 0``.
+        cu_frames: int32 or int64 ``[B+1]``, prefix sums of the videos' lengths in frames; None for
+            one video of ``len(similarity) + 1`` frames.
+        threshold: if given, only pairs with ``similarity < threshold`` (or NaN) become boundaries.
+        backend: a backend's name; None chooses.
+
+    Returns:
+        int32 ``[B, num_boundaries]``: first frames of the new scenes, counted from the video's own
+        start, rising; where there are fewer, filled up with the video's length. Not differentiable.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong kind or shape.
+        RuntimeError: the backend asked for cannot run this call.
+    """
+    _checks.floating("similarity", similarity, "[F-1]", ndim=1)
+    _checks.same_dtype("similarity", similarity, torch.float32, "frame_similarity's output")
+    _checks.count("num_boundaries", num_boundaries, 0)
+    if cu_frames is not None:
+        pairs = similarity.shape[0]
+        # No pairs: 0 or 1 frames, which only cu_frames itself can tell.
+        frames = pairs + 1 if pairs > 0 else None
+        cu_frames = _checks.prefix_sums(cu_frames, frames, similarity.device)
+    return registry.call(OP, backend, similarity.detach(), num_boundaries, cu_frames, threshold)

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scene boundaries in plain PyTorch: sorts whose shapes depend on sizes only, so that nothing waits
+for the device."""
+
+from __future__ import annotations
+
+import torch
+
+
+def select(
+    similarity: torch.Tensor,  # [P]
+    num_boundaries: int,
+    pair_video: torch.Tensor,  # int64 [P]: video of each pair, B where the pair straddles two
+    lengths: torch.Tensor,  # [B]: frames of each video
+    pair_start: torch.Tensor,  # [B]: frames before each video, i.e. its first pair
+    threshold: float | None,
+) -> torch.Tensor:
+    """The ``num_boundaries`` lowest pairs of every video, as frame numbers in rising order."""
+    videos, pairs = lengths.shape[0], similarity.shape[0]
+    value = similarity.masked_fill(similarity.isnan(), float("-inf"))
+    by_value = torch.argsort(value, stable=True)  # of equals the earlier first
+    order = by_value[torch.argsort(pair_video[by_value], stable=True)]  # by video, then by value
+    video = pair_video[order]
+    every = torch.arange(videos, device=similarity.device)
+    first = torch.searchsorted(video, every)  # [B]: where each video's pairs begin in `order`
+    inside = video.clamp_max(max(videos - 1, 0))
+    chosen = video < videos
+    if threshold is not None:
+        chosen = chosen & (value[order] < threshold)
+    rank = torch.arange(pairs, device=similarity.device)
+    out = lengths.to(torch.int64)[:, None].repeat(1, num_boundaries)  # [B, S], padding
+    if videos == 0:
+        return out.to(torch.int32)
+    rank = rank - first[inside]
+    chosen = chosen & (rank < num_boundaries)
+    # Pairs that are not chosen all write to one extra slot at the end, which is dropped.
+    flat = torch.cat([out.flatten(), out.new_zeros(1)])
+    slot = torch.where(chosen, inside * num_boundaries + rank, videos * num_boundaries)
+    flat = flat.scatter(0, slot, order - pair_start[inside] + 1)
+    out = flat[:-1].view(videos, num_boundaries)
+    return out.sort(dim=1).values.to(torch.int32)
+
+
+def scene_boundaries(
+    similarity: torch.Tensor,
+    num_boundaries: int,
+    cu_frames: torch.Tensor | None = None,
+    threshold: float | None = None,
+) -> torch.Tensor:
+    similarity = similarity.detach()
+    pairs = similarity.shape[0]
+    if cu_frames is None:
+        return single_video(similarity, num_boundaries, pairs + 1, threshold)
+    cu = cu_frames.to(torch.int64)
+    frame = torch.arange(pairs + 1, device=similarity.device)
+    video = torch.bucketize(frame, cu, right=True) - 1  # [F]; empty videos own no frame
+    pair_video = torch.where(video[:-1] == video[1:], video[:-1], cu.shape[0] - 1)
+    return select(similarity, num_boundaries, pair_video, cu.diff(), cu[:-1], threshold)
+
+
+def single_video(
+    similarity: torch.Tensor, num_boundaries: int, frames: int, threshold: float | None
+) -> torch.Tensor:
+    pair_video = torch.zeros_like(similarity, dtype=torch.int64)
+    lengths = pair_video.new_full((1,), frames)
+    start = pair_video.new_zeros((1,))
+    return select(similarity.detach(), num_boundaries, pair_video, lengths, start, threshold)

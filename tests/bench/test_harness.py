@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench import harness
+
+
+def test_interleave_takes_turns_and_drops_the_warmup() -> None:
+    calls: list[str] = []
+    times = harness.interleave(
+        {name: lambda name=name: calls.append(name) for name in "abc"}, rounds=2, warmup=1
+    )
+    assert "".join(calls) == "cab" + "abc" + "bca"  # the first letter moves by one each round
+    assert {name: len(t.seconds) for name, t in times.items()} == {"a": 2, "b": 2, "c": 2}
+
+
+@pytest.mark.parametrize(("providers", "rounds"), [({}, 1), ({"a": int}, 0)])
+def test_interleave_refuses_nothing_to_do(providers: dict, rounds: int) -> None:
+    with pytest.raises(ValueError, match="expected at least 1 of each"):
+        harness.interleave(providers, rounds)
+
+
+def test_quantiles_interpolate() -> None:
+    timing = harness.Timing((5.0, 1.0, 2.0, 4.0, 3.0, 6.0))
+    assert timing.summary() == {"median_s": 3.5, "p20_s": 2.0, "p80_s": 5.0, "rounds": 6}
+    assert harness.Timing((7.0,)).quantile(0.8) == 7.0
+
+
+def test_record_keeps_other_benchmarks_and_says_where_it_ran(tmp_path: Path) -> None:
+    harness.record("first", [{"x": 1}], tmp_path)
+    path = harness.record("second", [{"x": 2}], tmp_path)
+    harness.record("second", [{"x": 3}], tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == [f"{harness.machine()}.json"]
+    results = json.loads(path.read_text())
+    assert results["first"]["rows"] == [{"x": 1}]
+    assert results["second"]["rows"] == [{"x": 3}]
+    versions = results["second"]["environment"]["versions"]
+    assert versions["torch"] and "commit" in results["second"]["environment"]
