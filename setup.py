@@ -52,7 +52,8 @@ def pure_python(reason: str) -> None:
     """The one clear line, or the error that TDC_BUILD_NATIVE=1 asks for."""
     if WANTED == "1":
         raise SystemExit(f"tdc-kernels: TDC_BUILD_NATIVE=1, but the native library: {reason}")
-    print(f"tdc-kernels: pure-Python install without the native library: {reason}", flush=True)
+    if not {"egg_info", "dist_info"} & set(sys.argv):  # pip asks for metadata before it builds
+        print(f"tdc-kernels: pure-Python install without the native library: {reason}", flush=True)
 
 
 def extensions() -> list[Extension]:
@@ -98,7 +99,8 @@ class BuildNative(build_ext):
 
     def build_extensions(self) -> None:
         super().build_extensions()
-        missing = [e.name for e in self.extensions if not Path(self.get_ext_fullpath(e.name)).exists()]
+        built = {e.name: Path(self.get_ext_fullpath(e.name)).exists() for e in self.extensions}
+        missing = [name for name, exists in built.items() if not exists]
         if missing:
             pure_python(f"{', '.join(missing)} did not compile, see above")
 

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """From packets to the frames shown at given times, decoding no packet that is not needed.
 
-Two passes over the file. The first reads packets without decoding (about 1 GB/s) and learns every
+Two passes over the file. The first reads packets without decoding (0.6 GB/s) and learns every
 time stamp and keyframe; from these the second knows which packets lead from a keyframe to a wanted
 frame, and feeds the decoder those alone. That does the work of seeking, in every container, without
-an index and without a seek that lands in the wrong group of pictures. Times here are integers in
-ticks of the stream's time base, so that nothing is decided by rounding.
+an index and without a seek that lands in the wrong group of pictures. Measured (640x360, keyframes
+2 s apart, 2 cores): one sample in 5 s takes a fifth of the time of decoding through, as a seek
+per sample does; at 1 sample/s it takes 0.9 of that time, a seek per sample 1.4.
+
+Times here are integers in ticks of the stream's time base: nothing is decided by rounding.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,9 +39,7 @@ def valid_tokens(ids: Tensor, attention_mask: Tensor | None, media_token_id: int
     return attention_mask.bool() | (ids == media_token_id)
 
 
-def text_token_counts(
-    ids: Tensor, attention_mask: Tensor | None, media_token_id: int
-) -> list[int]:
+def text_token_counts(ids: Tensor, attention_mask: Tensor | None, media_token_id: int) -> list[int]:
     """Tokens of each prompt, placeholders not counted."""
     keep = valid_tokens(ids, attention_mask, media_token_id)
     return (keep & (ids != media_token_id)).sum(1).tolist()
@@ -103,7 +101,13 @@ def assemble(
     return _pad(embeds, targets if labels is not None else None, padding_side)
 
 
-def _fill(embed, ids, target, media, media_token_id) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
+def _fill(
+    embed: Callable[[Tensor], Tensor],
+    ids: Tensor,
+    target: Tensor | None,
+    media: Iterator[Tensor],
+    media_token_id: int,
+) -> tuple[Tensor, Tensor]:
     """One sample's embeddings ``[n, D]`` and labels ``[n]``."""
     pieces: list[Tensor] = []
     labels: list[Tensor] = []

@@ -28,10 +28,11 @@ def context_room(config: TDCConfig, text_tokens: int) -> int:
     """
     room = config.max_context_length - config.answer_reserve - text_tokens
     if room < 1:
+        limit = config.max_context_length - config.answer_reserve
         raise InputError(
             f"the question has {text_tokens} tokens, but the model's context of "
-            f"{config.max_context_length} leaves {config.max_context_length - config.answer_reserve}"
-            " for question and video; ask a shorter question"
+            f"{config.max_context_length} leaves {limit} for question and video; "
+            "ask a shorter question"
         )
     return room
 

@@ -62,14 +62,14 @@ class TDCConfig(PreTrainedConfig):
         "qformer_config": BertConfig,
     }
 
-    # --- parts -----------------------------------------------------------------------------------
+    # --- parts ----------------------------------------------------------------------------------
     text_config: Any = None  # any causal LM (dict with model_type, or config object); Qwen2 if None
     siglip_config: Any = None  # SiglipVisionConfig; None: no SigLIP tower
     dinov2_config: Any = None  # Dinov2Config; None: no DINOv2 tower
     qformer_config: Any = None  # BertConfig: width, layers, heads, vocabulary of the Q-Former
-    audio_config: dict | None = None  # fields of tdc.beats.BEATsConfig; None: a model without audio
+    audio_config: dict | None = None  # fields of tdc.beats.BEATsConfig; None: no sound
 
-    # --- towers and connector ----------------------------------------------------------------------
+    # --- towers and connector --------------------------------------------------------------------
     siglip_hidden_size: int = 1152  # C_0; taken from siglip_config where that is given
     dinov2_hidden_size: int = 1536  # C_1; likewise
     siglip_image_size: int = 384  # px
@@ -83,14 +83,14 @@ class TDCConfig(PreTrainedConfig):
     frame_grid: int = 12  # tokens per side handed on: 144 per frame (+ one newline per row)
     frame_positions: str | None = None  # "sinusoidal", or "release": the release's cos(sin) table
 
-    # --- segmentation ------------------------------------------------------------------------------
+    # --- segmentation ----------------------------------------------------------------------------
     fps: float = 1.0  # sampled frames per second
     max_frames: int = 224  # per video and question
     num_scenes: int = 24  # S scenes need S - 1 boundaries
     similarity_threshold: float | None = None  # only pairs below it may become boundaries
     scene_window: int | None = None  # frames per static frame within a scene; None: one per scene
 
-    # --- compressor --------------------------------------------------------------------------------
+    # --- compressor ------------------------------------------------------------------------------
     num_context_tokens: int = 16  # K
     query_type: str = "pooled"  # "pooled" (average-pooled static frame) or "learned"
     static_frames: bool = True  # False: the first frame of a scene is compressed like the others
@@ -98,21 +98,21 @@ class TDCConfig(PreTrainedConfig):
     max_question_tokens: int = 256
     cross_attention_every: int = 2  # Q-Former layers 0, 2, 4, ... look at the frame
 
-    # --- audio -------------------------------------------------------------------------------------
+    # --- audio -----------------------------------------------------------------------------------
     audio_tokens_per_frame: int = 50
     audio_alignment: str = "time"  # "release": slices of 50 tokens of each 10-s window
     audio_padding: str = "mask"  # "attend": frames without sound attend to zero tokens
     audio_half_precision: bool = False  # round the waveform to fp16 first
-    audio_channel: str = "mix"  # "first": the left channel only
+    audio_channel: Any = "mix"  # "first": the left channel only
 
-    # --- geometry and budget -----------------------------------------------------------------------
+    # --- geometry and budget ---------------------------------------------------------------------
     video_size_order: str = "wh"  # "hw": a video's (height, width) is read as (width, height)
     max_context_length: int = 8192  # tokens of prompt and video together
     answer_reserve: int = 16  # tokens kept free for the answer
     frame_budget: str = "exact"  # "release": its estimate, which ignores newlines and separators
     trim: str = "frames"  # "window_tail": the last tokens of every window are cut
 
-    # --- text --------------------------------------------------------------------------------------
+    # --- text ------------------------------------------------------------------------------------
     media_token_id: int = MEDIA_TOKEN_ID
     padding_side: str = "right"  # of batches in forward(); generate() pads left
     tie_word_embeddings: bool = False  # follows text_config

@@ -337,7 +337,10 @@ def _elsewhere(
 def _bert_folder(release_dir: Path, bert: Any) -> str | os.PathLike[str]:
     if bert is not None:
         return bert
-    for folder in (release_dir / "bert-base-uncased", release_dir / "checkpoints/bert-base-uncased"):
+    for folder in (
+        release_dir / "bert-base-uncased",
+        release_dir / "checkpoints/bert-base-uncased",
+    ):
         if folder.is_dir():
             return folder
     raise InputError(

@@ -87,8 +87,9 @@ class VideoEncoder(nn.Module):
         """
         if self.siglip is None or self.dinov2 is None:
             raise InputError(
-                "this model was saved without vision towers, so it cannot look at pixels; convert it"
-                " again with --siglip and --dinov2, or start from tower features (encode_features)"
+                "this model was saved without vision towers, so it cannot look at pixels; convert "
+                "it again with --siglip and --dinov2, or start from tower features "
+                "(encode_features)"
             )
         frames = _ints(media_frames)
         audio = None
@@ -118,7 +119,7 @@ class VideoEncoder(nn.Module):
         frame_times: Sequence[Sequence[float]],
         seconds: Sequence[int] | None = None,
     ) -> list[tuple[Tensor, list[int]] | None]:
-        """Per medium ``[L, 50, Ca]`` tokens and the valid ones of each frame; None without sound."""
+        """Per medium ``[L, 50, Ca]`` tokens and valid ones of each frame; None without sound."""
         config = self.config
         if self.beats is None:
             raise InputError("this model has no audio encoder (config.audio_config is None)")
@@ -193,7 +194,9 @@ class VideoEncoder(nn.Module):
             times=tuple(float(frame_times[r]) for r in rows),
             audio=sound,
             audio_lengths=sound_lengths,
-            images=tuple(t[0] for t, is_video in zip(tokens, media_is_video, strict=True) if not is_video),
+            images=tuple(
+                t[0] for t, is_video in zip(tokens, media_is_video, strict=True) if not is_video
+            ),
             kinds=tuple("video" if is_video else "image" for is_video in media_is_video),
             dinov2=video_dinov2 if keep_dinov2 else None,
         )
@@ -223,7 +226,7 @@ class VideoEncoder(nn.Module):
         videos: Sequence[int],
         media_frames: Sequence[int],
     ) -> tuple[Tensor | None, tuple[int, ...]]:
-        """All videos' audio tokens ``[F, Na, Ca]``; a video without sound has length 0 everywhere."""
+        """All videos' audio tokens ``[F, Na, Ca]``; without sound a video's lengths are 0."""
         if audio is None or all(audio[i] is None for i in videos):
             return None, ()
         like = next(pair[0] for pair in audio if pair is not None)

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from .budget import sample_indices
 from .segment import Segmentation, segment
 
 
@@ -102,17 +104,13 @@ class VideoFeatures:
         total = self.cu_frames[-1]
         parts = min(num_segments, total)
         edges = [round(i * total / parts) for i in range(parts + 1)]
-        groups = [range(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+        groups = [range(a, b) for a, b in pairwise(edges)]
         return self.take(groups, self._cut(groups, num_scenes, threshold))
 
     def sample(self, max_frames: int, num_scenes: int, threshold: float | None) -> VideoFeatures:
         """The same video on at most ``max_frames`` evenly spaced frames."""
         self._require_one_video("sample")
-        total = self.cu_frames[-1]
-        if total <= max_frames:
-            groups = [range(total)]
-        else:
-            groups = [[int(total / max_frames * i) for i in range(max_frames)]]
+        groups = [sample_indices(self.cu_frames[-1], max_frames)]
         return self.take(groups, self._cut(groups, num_scenes, threshold))
 
     def _cut(

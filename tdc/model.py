@@ -60,6 +60,7 @@ MEDIA_INPUTS = (
 class TDCForConditionalGeneration(PreTrainedModel, GenerationMixin):
     """Temporal Dynamic Context model (arXiv 2504.10443) around any causal LM of transformers."""
 
+    config: TDCConfig
     config_class = TDCConfig
     main_input_name = "input_ids"
     base_model_prefix = ""
@@ -68,7 +69,7 @@ class TDCForConditionalGeneration(PreTrainedModel, GenerationMixin):
     _supports_flash_attn = True
     _supports_attention_backend = True
     # Parts whose forward reads weights of their children directly: a device map keeps them whole.
-    _no_split_modules = ("Compressor", "SVAConnector", "BEATs", "VisionTower")
+    _no_split_modules = ["Compressor", "SVAConnector", "BEATs", "VisionTower"]
 
     def __init__(self, config: TDCConfig) -> None:
         super().__init__(config)
@@ -82,10 +83,8 @@ class TDCForConditionalGeneration(PreTrainedModel, GenerationMixin):
             config.cross_attention_every,
         )
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
-        self._no_split_modules = [
-            *type(self)._no_split_modules,
-            *(getattr(self.language_model, "_no_split_modules", None) or ()),
-        ]
+        theirs = getattr(self.language_model, "_no_split_modules", None) or []
+        self._no_split_modules = [*type(self)._no_split_modules, *theirs]
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -264,7 +263,7 @@ class TDCForConditionalGeneration(PreTrainedModel, GenerationMixin):
         question_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Answer. Takes every option of transformers' ``generate`` (sampling, beams, streamer, ...).
+        """Answer. Takes the options of transformers' ``generate`` (sampling, beams, streamer, ...).
 
         Returns:
             int64 ``[B, new tokens]``: the answers alone, without the prompt.
@@ -283,7 +282,7 @@ class TDCForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 **media,
             )
             inputs_embeds, attention_mask = prompt.inputs_embeds, prompt.attention_mask.long()
-        kwargs.setdefault("generation_config", self.generation_config)
+        self.language_model.generation_config = self.generation_config
         return self.language_model.generate(
             inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs
         )

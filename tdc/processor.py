@@ -3,36 +3,20 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import BatchFeature, ProcessorMixin
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_STANDARD_MEAN
 
-from .audio import has_audio, read_audio
-from .budget import frame_budget, sample_indices
 from .chat_templates import CHATML
 from .config import TDCConfig
 from .errors import InputError
-from .geometry import kept_box
-from .towers import padding_color, resize_frames
-from .video import Video, probe, read_image, read_video
+from .media_inputs import Medium, Progress, load_image, load_video, pack_media
 
-logger = logging.getLogger(__name__)
-
-SAMPLE_RATE = 16_000  # Hz, what BEATs hears
 VIDEO_TOKEN, IMAGE_TOKEN = "<video>", "<image>"
 _PLACEHOLDER = re.compile(f"({re.escape(VIDEO_TOKEN)}|{re.escape(IMAGE_TOKEN)})")
-
-VideoInput = str | os.PathLike | np.ndarray | Video
-AudioInput = str | os.PathLike | np.ndarray
-Progress = Callable[[int, int], None]
 
 
 class ModelInputs(BatchFeature):
@@ -42,21 +26,10 @@ class ModelInputs(BatchFeature):
     it: the model converts inside, where the precision is chosen.
     """
 
-    def to(self, *args: Any, **kwargs: Any) -> ModelInputs:
+    def to(self, *args: Any, **kwargs: Any) -> BatchFeature:
         kwargs.pop("dtype", None)
         args = tuple(a for a in args if not isinstance(a, torch.dtype))
-        return super().to(*args, **kwargs) if args or kwargs else self  # type: ignore[return-value]
-
-
-@dataclass(frozen=True)
-class _Medium:
-    """One decoded video or image."""
-
-    frames: np.ndarray  # uint8 [L, H, W, 3]
-    times: list[float]  # seconds, L
-    seconds: int  # sampled instants before thinning
-    is_video: bool
-    waveform: np.ndarray | None = None  # fp32 [n], 16 kHz
+        return super().to(*args, **kwargs) if args or kwargs else self
 
 
 class TDCProcessor(ProcessorMixin):
@@ -68,6 +41,8 @@ class TDCProcessor(ProcessorMixin):
         config: the model's configuration (object or dict).
         chat_template: Jinja template with video, image and audio parts; default: ChatML.
     """
+
+    qformer_tokenizer: Any
 
     def __init__(
         self,
@@ -181,7 +156,7 @@ class TDCProcessor(ProcessorMixin):
     def encode_prompts(
         self, prompts: Sequence[str], questions: str | Sequence[str] | None = None
     ) -> dict[str, torch.Tensor]:
-        """Token ids of prompts, left-padded, and of the questions for the Q-Former, right-padded."""
+        """Ids of prompts, left-padded, and of questions for the Q-Former, right-padded."""
         if questions is None:
             questions = [_PLACEHOLDER.sub("", prompt).strip() for prompt in prompts]
         elif isinstance(questions, str):
@@ -192,13 +167,12 @@ class TDCProcessor(ProcessorMixin):
         pad = self.tokenizer.pad_token_id
         pad = self.tokenizer.eos_token_id if pad is None else pad
         input_ids, attention_mask = _pad(ids, pad or 0, left=True)
-        questions = [
-            self.qformer_tokenizer(
-                q, truncation=True, max_length=self.config.max_question_tokens
-            ).input_ids
+        limit = self.config.max_question_tokens
+        rows = [
+            self.qformer_tokenizer(q, truncation=True, max_length=limit).input_ids
             for q in questions
         ]
-        question_ids, question_mask = _pad(questions, self.qformer_tokenizer.pad_token_id or 0)
+        question_ids, question_mask = _pad(rows, self.qformer_tokenizer.pad_token_id or 0)
         return {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -264,127 +238,23 @@ class TDCProcessor(ProcessorMixin):
                 f"audio has {len(sounds)} entries for {len(videos)} videos; expected one per video"
             )
         queue, pictures = iter(zip(videos, sounds, strict=True)), iter(images)
-        media: list[_Medium] = []
+        config = self.config
+        media: list[Medium] = []
         for tokens, length in zip(kinds, prompt_lengths, strict=True):
             count = tokens.count(VIDEO_TOKEN)
             for token in tokens:
                 if token == IMAGE_TOKEN:
-                    media.append(_load_image(next(pictures)))
+                    media.append(load_image(next(pictures)))
                 else:
                     video, sound = next(queue)
                     media.append(
-                        self._load_video(video, sound, length, count, max_frames, progress)
+                        load_video(config, video, sound, length, count, max_frames, progress)
                     )
-        return self._pack(media)
-
-    def _load_video(
-        self,
-        video: VideoInput,
-        sound: Any,
-        prompt_length: int,
-        num_videos: int,
-        max_frames: int | None,
-        progress: Progress | None,
-    ) -> _Medium:
-        config = self.config
-
-        def budget(width: int, height: int) -> int:
-            if max_frames is not None:
-                return max_frames
-            if config.video_size_order == "hw":
-                width, height = height, width
-            tokens = kept_box(width, height, config.frame_grid).num_tokens
-            return frame_budget(config, prompt_length, tokens, num_videos)
-
-        if isinstance(video, (str, os.PathLike)):
-            info = probe(video)
-            limit = budget(info.width, info.height)
-            decoded = read_video(video, fps=config.fps, max_frames=limit, progress=progress)
-            frames, times = decoded.frames, decoded.timestamps.tolist()
-            seconds = max(len(times), round(decoded.duration * config.fps))
-            if sound is None and config.audio_config and has_audio(video):
-                sound = video
-        else:
-            frames, times = _as_frames(video, config.fps)
-            seconds = len(frames)
-            keep = sample_indices(seconds, budget(frames.shape[2], frames.shape[1]))
-            frames, times = frames[keep], [times[i] for i in keep]
-        if len(times) < seconds:
-            logger.warning(
-                "the video has %d frames at %g per second; %d evenly spaced ones fit the budget",
-                seconds,
-                config.fps,
-                len(times),
-            )
-        return _Medium(frames, times, seconds, True, self._load_sound(sound))
-
-    def _load_sound(self, sound: Any) -> np.ndarray | None:
-        if sound is None or sound is False:
-            return None
-        if not self.config.audio_config:
-            logger.warning("this model has no audio encoder; the sound is not used")
-            return None
-        if isinstance(sound, (str, os.PathLike)):
-            return read_audio(sound, sample_rate=SAMPLE_RATE, channel=self.config.audio_channel)
-        waveform = np.asarray(sound, dtype=np.float32)
-        if waveform.ndim != 1:
-            raise InputError(
-                f"audio has shape {list(waveform.shape)}; expected one mono waveform [samples]"
-            )
-        return waveform
-
-    def _pack(self, media: list[_Medium]) -> dict[str, Any]:
-        config = self.config
-        pixels: dict[str, torch.Tensor] = {}
-        for name, size, mean in (
-            ("siglip_pixels", config.siglip_image_size, IMAGENET_STANDARD_MEAN),
-            ("dinov2_pixels", config.dinov2_image_size, IMAGENET_DEFAULT_MEAN),
-        ):
-            fill = padding_color(mean)
-            pixels[name] = torch.cat([resize_frames(m.frames, size, fill) for m in media])
-        inputs: dict[str, Any] = {
-            **pixels,
-            "media_frames": torch.tensor([len(m.frames) for m in media]),
-            "media_sizes": torch.tensor([[m.frames.shape[2], m.frames.shape[1]] for m in media]),
-            "media_is_video": torch.tensor([m.is_video for m in media]),
-            "media_seconds": torch.tensor([m.seconds for m in media]),
-            "frame_times": torch.tensor([t for m in media for t in m.times], dtype=torch.float64),
-        }
-        if any(m.waveform is not None for m in media):
-            waves = [np.zeros(0, np.float32) if m.waveform is None else m.waveform for m in media]
-            longest = max(len(w) for w in waves)
-            inputs["waveforms"] = torch.from_numpy(
-                np.stack([np.pad(w, (0, longest - len(w))) for w in waves])
-            )
-            inputs["waveform_lengths"] = torch.tensor([len(w) for w in waves])
-        return inputs
+        return pack_media(config, media)
 
     @property
     def model_input_names(self) -> list[str]:
         return ["input_ids", "attention_mask", "question_ids", "question_mask"]
-
-
-def _as_frames(video: Any, fps: float) -> tuple[np.ndarray, list[float]]:
-    if isinstance(video, Video):
-        return video.frames, video.timestamps.tolist()
-    frames = np.asarray(video)
-    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames):
-        raise InputError(
-            f"video is {frames.dtype} {list(frames.shape)}; expected uint8 [T, H, W, 3], T >= 1"
-        )
-    return frames, [i / fps for i in range(len(frames))]
-
-
-def _load_image(image: Any) -> _Medium:
-    if isinstance(image, (str, os.PathLike)):
-        picture = read_image(image)
-    else:
-        picture = np.asarray(image.convert("RGB") if hasattr(image, "convert") else image)
-    if picture.ndim != 3 or picture.shape[-1] != 3 or picture.dtype != np.uint8:
-        raise InputError(
-            f"image is {picture.dtype} {list(picture.shape)}; expected uint8 [H, W, 3]"
-        )
-    return _Medium(picture[None], [0.0], 1, False)
 
 
 def _flatten(media: Any) -> list:

@@ -65,9 +65,9 @@ def draw_timeline(
         scene_starts: frame indices, ascending, the first 0. Up to 30 scenes get a thumbnail each,
             of more an even choice.
         anchors: frame indices of the static frames.
-        duration: seconds, the right end; default one step after the last frame.
+        duration: right end in seconds of the same clock; default one step after the last frame.
         title, question, answer: texts; long ones are wrapped and shortened.
-        waveform: float [n] mono in [-1, 1] from time 0 at `sample_rate` Hz.
+        waveform: float [n] mono in [-1, 1] at `sample_rate` Hz from the first time stamp on.
 
     Raises:
         ValueError: lengths that do not fit each other.
@@ -78,21 +78,25 @@ def draw_timeline(
     starts = [int(s) for s in scene_starts]
     _check(frames, times, curve, starts)
     step = float(np.median(np.diff(times))) if len(times) > 1 else 1.0
-    right = max(duration or 0.0, float(times[-1]) + (step if duration is None else 0.0))
+    left, right = float(times[0]), float(times[-1]) + step
+    if duration is not None:
+        right = max(float(times[-1]), duration)
+    right = max(right, left + 1e-3)  # a single frame whose duration is 0
     edges = [float(times[s]) for s in starts[1:]]
-    scenes = _Scenes([float(times[0]), *edges], [*edges, right])
+    scenes = _Scenes([left, *edges], [*edges, right])
     pictures = list(frames) if len(frames) != len(times) else [frames[s] for s in starts]
-    length = format_time(right) if right >= 1 else f"{right:.2f} s"
+    span = right - left
+    length = format_time(span) if span >= 1 else f"{span:.2f} s"
     summary = f"{_count(len(starts), 'scene')}, {_count(len(times), 'frame')}, {length}"
     page = _Page(title or "Timeline", summary, _notes(question, answer))
     page.thumbnails(scenes, pictures)
     axes = page.plot(2.1)
     _draw_similarity(axes, scenes, times, curve, [int(a) for a in anchors])
     if waveform is not None and len(waveform):
-        _time_axis(axes, right, labels=False)
+        _time_axis(axes, left, right, labels=False)
         axes = page.plot(0.75)
         _draw_sound(axes, scenes, np.asarray(waveform, dtype=np.float32), sample_rate)
-    _time_axis(axes, right, labels=True)
+    _time_axis(axes, left, right, labels=True)
     figure = page.finish()
     with whole_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=_DPI)
@@ -247,9 +251,9 @@ def _bands(axes: Axes, scenes: _Scenes) -> None:
             axes.axvline(start, color=_CUT, linewidth=1.1, zorder=1)
 
 
-def _time_axis(axes: Axes, right: float, *, labels: bool) -> None:
-    axes.set_xlim(0, right)
-    step = next((s for s in _STEPS if right / s <= 12), max(right / 10, 1.0))
+def _time_axis(axes: Axes, left: float, right: float, *, labels: bool) -> None:
+    axes.set_xlim(left, right)
+    step = next((s for s in _STEPS if (right - left) / s <= 12), (right - left) / 10)
     axes.xaxis.set_major_locator(MultipleLocator(step))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: format_time(x)))
     axes.tick_params(labelbottom=labels)
@@ -268,7 +272,9 @@ def _draw_similarity(
     style: dict[str, Any] = {"color": _CURVE, "linewidth": 1.4, "zorder": 3}
     if len(curve) < 80:
         style |= {"marker": "o", "markersize": 3}
-    axes.plot(times[1:], np.where(np.isfinite(curve), curve, np.nan), label="similarity", **style)
+    if len(curve):
+        style["label"] = "similarity"
+    axes.plot(times[1:], np.where(np.isfinite(curve), curve, np.nan), **style)
     if len(scenes.starts) > 1:
         axes.plot([], [], color=_CUT, linewidth=1.1, label="new scene")
     if anchors:
@@ -284,7 +290,7 @@ def _draw_similarity(
     )
     axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=3, fontsize=9, frameon=False,
                 borderaxespad=0.1, labelcolor=_QUIET)  # fmt: skip
-    inches = (_WIDTH - 2 * _MARGIN) / scenes.ends[-1]
+    inches = (_WIDTH - 2 * _MARGIN) / (scenes.ends[-1] - scenes.starts[0])
     for i, (start, end) in enumerate(zip(scenes.starts, scenes.ends, strict=True)):
         if (end - start) * inches >= 0.09 * len(str(i + 1)) + 0.06:  # the number fits its band
             axes.text((start + end) / 2, 0.985, str(i + 1), ha="center", va="top", fontsize=8.5,
@@ -296,7 +302,7 @@ def _draw_sound(axes: Axes, scenes: _Scenes, wave: np.ndarray, sample_rate: int)
     _bands(axes, scenes)
     step = max(1, math.ceil(len(wave) / 1400))
     padded = np.pad(wave, (0, -len(wave) % step)).reshape(-1, step)
-    middle = (np.arange(len(padded)) + 0.5) * step / sample_rate
+    middle = scenes.starts[0] + (np.arange(len(padded)) + 0.5) * step / sample_rate
     axes.fill_between(middle, padded.min(axis=1), padded.max(axis=1), color=_SOUND, linewidth=0)
     peak = max(float(np.abs(wave).max()), 1e-3) * 1.05
     axes.set(ylim=(-peak, peak), yticks=[])

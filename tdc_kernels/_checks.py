@@ -56,8 +56,8 @@ def count(name: str, x: Any, least: int) -> None:
         raise ValueError(f"{name}: expected an integer >= {least}, got {x}")
 
 
-def prefix_sums(cu_frames: torch.Tensor, frames: int | None, device: torch.device) -> torch.Tensor:
-    """Check ``cu_frames`` and return it as int32. ``frames`` is the total, None if unknown.
+def prefix_sums(cu_frames: Any, frames: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Check ``cu_frames``, whose last entry must be one of ``frames``, and return it as int32.
 
     On the CPU the values are looked at too (a wrong total would silently move every boundary); on
     an accelerator that would wait for the device, so there they are the caller's promise.
@@ -65,15 +65,12 @@ def prefix_sums(cu_frames: torch.Tensor, frames: int | None, device: torch.devic
     integers("cu_frames", cu_frames, "[B+1]", device)
     if cu_frames.shape[0] < 1:
         raise ValueError("cu_frames: expected [B+1] with at least one entry, got none")
-    if (
-        not torch.compiler.is_compiling()
-        and type(cu_frames) is torch.Tensor
-        and device.type == "cpu"
-    ):
+    plain = type(cu_frames) is torch.Tensor and device.type == "cpu"
+    if plain and not torch.compiler.is_compiling():
         values = cu_frames.tolist()
         rising = all(a <= b for a, b in pairwise(values))
-        if values[0] != 0 or not rising or (frames is not None and values[-1] != frames):
-            total = "the number of frames" if frames is None else frames
+        if values[0] != 0 or not rising or values[-1] not in frames:
+            total = " or ".join(map(str, frames))
             raise ValueError(
                 f"cu_frames: expected prefix sums from 0 to {total}, got {_short(values)}"
             )
@@ -90,3 +87,14 @@ def shape(name: str, x: torch.Tensor, dim: int, size: int, what: str) -> None:
         raise ValueError(
             f"{name}: expected size {size} in dimension {dim} ({what}), got {describe(x)}"
         )
+
+
+def threshold(x: Any) -> float | None:
+    """A real number or None, as float."""
+    if x is None:
+        return None
+    if isinstance(x, bool) or not isinstance(x, int | float):
+        raise TypeError(f"threshold: expected a number or None, got {describe(x)}")
+    if x != x:
+        raise ValueError("threshold: expected a number or None, got NaN")
+    return float(x)

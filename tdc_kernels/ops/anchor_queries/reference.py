@@ -2,7 +2,8 @@
 """Adaptive average pooling of the anchors' tokens and a linear map, in plain PyTorch.
 
 Not by ``adaptive_avg_pool1d``: it compiles anew for every length, its backward on CUDA adds with
-atomics, and it accumulates as it likes. Not by a pooling matrix: one NaN token would reach all bins.
+atomics, and fp16 is accumulated as the device likes. Not by a pooling matrix: one NaN token would
+reach all bins.
 """
 
 from __future__ import annotations

@@ -37,5 +37,5 @@ def frame_similarity(
     """
     _checks.floating("features", features, "[F, ...] with at least 2 dimensions", least=2)
     if cu_frames is not None:
-        cu_frames = _checks.prefix_sums(cu_frames, features.shape[0], features.device)
+        cu_frames = _checks.prefix_sums(cu_frames, (features.shape[0],), features.device)
     return registry.call(OP, backend, features, cu_frames)

@@ -51,9 +51,9 @@ def scene_boundaries(
     _checks.floating("similarity", similarity, "[F-1]", ndim=1)
     _checks.same_dtype("similarity", similarity, torch.float32, "frame_similarity's output")
     _checks.count("num_boundaries", num_boundaries, 0)
+    threshold = _checks.threshold(threshold)
     if cu_frames is not None:
         pairs = similarity.shape[0]
-        # No pairs: 0 or 1 frames, which only cu_frames itself can tell.
-        frames = pairs + 1 if pairs > 0 else None
+        frames = (pairs + 1,) if pairs > 0 else (0, 1)
         cu_frames = _checks.prefix_sums(cu_frames, frames, similarity.device)
     return registry.call(OP, backend, similarity.detach(), num_boundaries, cu_frames, threshold)

@@ -16,29 +16,26 @@ def select(
     threshold: float | None,
 ) -> torch.Tensor:
     """The ``num_boundaries`` lowest pairs of every video, as frame numbers in rising order."""
-    videos, pairs = lengths.shape[0], similarity.shape[0]
+    videos = lengths.shape[0]
+    padded = lengths.to(torch.int32)[:, None].repeat(1, num_boundaries)  # [B, S]
+    if videos == 0:
+        return padded
     value = similarity.masked_fill(similarity.isnan(), float("-inf"))
     by_value = torch.argsort(value, stable=True)  # of equals the earlier first
     order = by_value[torch.argsort(pair_video[by_value], stable=True)]  # by video, then by value
     video = pair_video[order]
     every = torch.arange(videos, device=similarity.device)
     first = torch.searchsorted(video, every)  # [B]: where each video's pairs begin in `order`
-    inside = video.clamp_max(max(videos - 1, 0))
-    chosen = video < videos
+    row = video.clamp_max(videos - 1)
+    rank = torch.arange(video.shape[0], device=similarity.device) - first[row]
+    chosen = (video < videos) & (rank < num_boundaries)
     if threshold is not None:
         chosen = chosen & (value[order] < threshold)
-    rank = torch.arange(pairs, device=similarity.device)
-    out = lengths.to(torch.int64)[:, None].repeat(1, num_boundaries)  # [B, S], padding
-    if videos == 0:
-        return out.to(torch.int32)
-    rank = rank - first[inside]
-    chosen = chosen & (rank < num_boundaries)
     # Pairs that are not chosen all write to one extra slot at the end, which is dropped.
-    flat = torch.cat([out.flatten(), out.new_zeros(1)])
-    slot = torch.where(chosen, inside * num_boundaries + rank, videos * num_boundaries)
-    flat = flat.scatter(0, slot, order - pair_start[inside] + 1)
-    out = flat[:-1].view(videos, num_boundaries)
-    return out.sort(dim=1).values.to(torch.int32)
+    slot = torch.where(chosen, row * num_boundaries + rank, videos * num_boundaries)
+    frame = (order - pair_start[row] + 1).to(torch.int32)
+    flat = torch.cat([padded.flatten(), padded.new_zeros(1)]).scatter(0, slot, frame)
+    return flat[:-1].view(videos, num_boundaries).sort(dim=1).values
 
 
 def scene_boundaries(

@@ -44,6 +44,7 @@ def segment_scenes(
     """
     _checks.floating("features", features, "[F, ...] with at least 2 dimensions", least=2)
     _checks.count("num_boundaries", num_boundaries, 0)
+    threshold = _checks.threshold(threshold)
     if cu_frames is not None:
-        cu_frames = _checks.prefix_sums(cu_frames, features.shape[0], features.device)
+        cu_frames = _checks.prefix_sums(cu_frames, (features.shape[0],), features.device)
     return registry.call(OP, backend, features, num_boundaries, cu_frames, threshold)

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files and arrays of videos, images and sound to the tensors of ``VideoEncoder.forward``."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_STANDARD_MEAN
+
+from .audio import read_audio
+from .budget import frame_budget, sample_indices
+from .config import TDCConfig
+from .errors import InputError
+from .geometry import kept_box
+from .towers import padding_color, resize_frames
+from .video import Video, VideoInfo, probe, read_image, read_video
+
+logger = logging.getLogger(__name__)
+
+SAMPLE_RATE = 16_000  # Hz, what BEATs hears
+# Decoded frames larger than this together (172 frames of 1080p) are scaled down while decoding,
+# never below twice what the towers see.
+FRAME_BYTES, MIN_SIDE = 2**30, 768
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Medium:
+    """One decoded video or image."""
+
+    frames: np.ndarray  # uint8 [L, H, W, 3]
+    size: tuple[int, int]  # (width, height) before any scaling
+    times: list[float]  # seconds, L
+    seconds: int  # sampled instants before thinning
+    is_video: bool
+    waveform: np.ndarray | None = None  # fp32 [n], 16 kHz
+
+
+def load_video(
+    config: TDCConfig,
+    video: Any,
+    sound: Any,
+    prompt_tokens: int,
+    num_videos: int = 1,
+    max_frames: int | None = None,
+    progress: Progress | None = None,
+) -> Medium:
+    """Decode one video on the frames that its prompt leaves room for.
+
+    Args:
+        video: a file, a uint8 array ``[T, H, W, 3]`` sampled at ``config.fps``, or a ``Video``.
+        sound: a file, an fp32 16-kHz waveform, False for silence, None for the video's own track.
+        prompt_tokens, num_videos: see :func:`tdc.budget.frame_budget`.
+        max_frames: frames instead of what the budget allows.
+
+    Raises:
+        InputError: a file that cannot be read, or an array of another kind.
+    """
+
+    def budget(size: tuple[int, int]) -> int:
+        if max_frames is not None:
+            return max_frames
+        width, height = size[::-1] if config.video_size_order == "hw" else size
+        tokens = kept_box(width, height, config.frame_grid).num_tokens
+        return frame_budget(config, prompt_tokens, tokens, num_videos)
+
+    if isinstance(video, (str, os.PathLike)):
+        info = probe(video)
+        size = (info.width, info.height)
+        limit = budget(size)
+        decoded = read_video(
+            video,
+            fps=config.fps,
+            max_frames=limit,
+            max_side=_max_side(info, min(limit, math.ceil(info.duration * config.fps))),
+            progress=progress,
+        )
+        frames, times = decoded.frames, decoded.timestamps.tolist()
+        seconds = max(len(times), math.ceil(decoded.duration * config.fps - 0.01))
+        if sound is None and config.audio_config and info.has_audio:
+            sound = video
+    else:
+        frames, times = _as_frames(video, config.fps)
+        size, seconds = (frames.shape[2], frames.shape[1]), len(frames)
+        keep = sample_indices(seconds, budget(size))
+        frames, times = frames[keep], [times[i] for i in keep]
+    if len(times) < seconds:
+        logger.warning(
+            "the video has %d frames at %g per second; %d evenly spaced ones fit the budget",
+            seconds,
+            config.fps,
+            len(times),
+        )
+    return Medium(frames, size, times, seconds, True, load_sound(config, sound))
+
+
+def load_image(image: Any) -> Medium:
+    """One still from a file, a PIL image or a uint8 array ``[H, W, 3]``."""
+    if isinstance(image, (str, os.PathLike)):
+        picture = read_image(image)
+    else:
+        picture = np.asarray(image.convert("RGB") if hasattr(image, "convert") else image)
+    if picture.ndim != 3 or picture.shape[-1] != 3 or picture.dtype != np.uint8:
+        raise InputError(
+            f"image is {picture.dtype} {list(picture.shape)}; expected uint8 [H, W, 3]"
+        )
+    return Medium(picture[None], (picture.shape[1], picture.shape[0]), [0.0], 1, False)
+
+
+def load_sound(config: TDCConfig, sound: Any) -> np.ndarray | None:
+    """fp32 waveform ``[n]`` at 16 kHz; None for silence."""
+    if sound is None or sound is False:
+        return None
+    if not config.audio_config:
+        logger.warning("this model has no audio encoder; the sound is not used")
+        return None
+    if isinstance(sound, (str, os.PathLike)):
+        return read_audio(sound, sample_rate=SAMPLE_RATE, channel=config.audio_channel)
+    waveform = np.asarray(sound, dtype=np.float32)
+    if waveform.ndim != 1:
+        raise InputError(
+            f"audio has shape {list(waveform.shape)}; expected one mono waveform [samples]"
+        )
+    return waveform
+
+
+def pack_media(config: TDCConfig, media: Sequence[Medium]) -> dict[str, Any]:
+    """All media behind each other: the inputs of :meth:`tdc.encode.VideoEncoder.forward`."""
+    inputs: dict[str, Any] = {}
+    for name, side, mean in (
+        ("siglip_pixels", config.siglip_image_size, IMAGENET_STANDARD_MEAN),
+        ("dinov2_pixels", config.dinov2_image_size, IMAGENET_DEFAULT_MEAN),
+    ):
+        fill = padding_color(mean)
+        inputs[name] = torch.cat([resize_frames(m.frames, side, fill) for m in media])
+    inputs |= {
+        "media_frames": torch.tensor([len(m.frames) for m in media]),
+        "media_sizes": torch.tensor([m.size for m in media]),
+        "media_is_video": torch.tensor([m.is_video for m in media]),
+        "media_seconds": torch.tensor([m.seconds for m in media]),
+        "frame_times": torch.tensor([t for m in media for t in m.times], dtype=torch.float64),
+    }
+    if any(m.waveform is not None for m in media):
+        waves = [np.zeros(0, np.float32) if m.waveform is None else m.waveform for m in media]
+        longest = max(len(w) for w in waves)
+        padded = np.stack([np.pad(w, (0, longest - len(w))) for w in waves])
+        inputs["waveforms"] = torch.from_numpy(padded)
+        inputs["waveform_lengths"] = torch.tensor([len(w) for w in waves])
+    return inputs
+
+
+def _max_side(info: VideoInfo, num_frames: int) -> int | None:
+    """Longest side to decode to, so that all frames together stay near ``FRAME_BYTES``."""
+    side = max(info.width, info.height)
+    ratio = FRAME_BYTES / max(1, num_frames * info.width * info.height * 3)
+    return None if ratio >= 1 else max(MIN_SIDE, int(side * math.sqrt(ratio)))
+
+
+def _as_frames(video: Any, fps: float) -> tuple[np.ndarray, list[float]]:
+    if isinstance(video, Video):
+        return video.frames, video.timestamps.tolist()
+    frames = np.asarray(video)
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames):
+        raise InputError(
+            f"video is {frames.dtype} {list(frames.shape)}; expected uint8 [T, H, W, 3], T >= 1"
+        )
+    return frames, [i / fps for i in range(len(frames))]

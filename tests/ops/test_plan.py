@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The planner against a token-by-token restatement with Python lists."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tdc_kernels import context_length, plan_context
+
+
+def naive_windows(boundaries, length, window):
+    """Frames of every window of one video."""
+    starts = sorted({0, *(b for b in boundaries if 0 < b < length)}) if length else []
+    windows = []
+    for first, last in zip(starts, [*starts[1:], length], strict=True):
+        frames = list(range(first, last))
+        size = window or len(frames)
+        windows += [frames[i : i + size] for i in range(0, len(frames), size)]
+    return windows
+
+
+def tokens_of(windows, static, k):
+    """Every window as a list of tokens: ("static", frame, i), ("compressed", frame, i), "sep"."""
+    out = []
+    for frames in windows:
+        tokens = []
+        for n, frame in enumerate(frames):
+            if n == 0 and static is not None:
+                tokens += [("static", frame, i) for i in range(static)]
+            else:
+                tokens += [("compressed", frame, i) for i in range(k)]
+            tokens.append("sep")
+        out.append(tokens)
+    return out
+
+
+def naive_frames(windows, static, k, room):
+    """trim="frames" as its documentation words it, one step at a time."""
+    windows = [list(frames) for frames in windows]
+    least = 1 if static is not None else 0
+
+    def size():
+        return sum(map(len, tokens_of(windows, static, k)))
+
+    while size() > room and any(len(w) > least for w in windows):
+        most = max(len(w) for w in windows)
+        last = max(i for i, w in enumerate(windows) if len(w) == most)
+        windows[last].pop()
+    if static is None and not any(windows):
+        windows[0] = [0]
+    if size() > room:
+        for kept in range(len(windows), 0, -1):
+            spaced = [windows[i * len(windows) // kept] for i in range(kept)]
+            if kept == 1 or sum(map(len, tokens_of(spaced, static, k))) <= room:
+                windows = spaced
+                break
+    return sum(tokens_of(windows, static, k), [])[:room]
+
+
+def naive_window_tail(windows, static, k, room):
+    """The released code."""
+    tokens = tokens_of(windows, static, k)
+    cut = math.ceil((sum(map(len, tokens)) - room) / len(tokens))
+    return sum((w[:-cut] for w in tokens), [])[:room]
+
+
+def read_back(plan, start_of_video):
+    """The plan's tokens per video, in the same words."""
+    rows = []
+    for a, anchor in enumerate(plan.anchors.tolist()):
+        length = int(plan.cu_static[a + 1] - plan.cu_static[a])
+        rows += [("static", anchor, i) for i in range(length)]
+    for frame in plan.dynamic.tolist():
+        rows += [("compressed", frame, i) for i in range(plan.num_queries)]
+    rows.append("sep")
+    out = []
+    cu = plan.cu_context.tolist()
+    for b, start in enumerate(start_of_video):
+        tokens = [rows[i] for i in plan.source[cu[b] : cu[b + 1]].tolist()]
+        out.append([t if t == "sep" else (t[0], t[1] - start, t[2]) for t in tokens])
+    return out
+
+
+@st.composite
+def problems(draw):
+    lengths = draw(st.lists(st.integers(0, 14), min_size=1, max_size=3))
+    width = draw(st.integers(0, 5))
+    rows = [
+        sorted(draw(st.lists(st.integers(min(1, n), n), min_size=width, max_size=width)))
+        for n in lengths
+    ]
+    return {
+        "lengths": lengths,
+        "boundaries": rows,
+        "window": draw(st.none() | st.integers(1, 5)),
+        "static": draw(st.none() | st.integers(1, 6)),
+        "k": draw(st.integers(1, 3)),
+        "room": draw(st.none() | st.integers(1, 60)),
+        "trim": draw(st.sampled_from(["frames", "window_tail"])),
+    }
+
+
+@given(problem=problems())
+def test_against_lists(problem):
+    lengths, static, k, room = (problem[n] for n in ("lengths", "static", "k", "room"))
+    cu = [0]
+    for n in lengths:
+        cu.append(cu[-1] + n)
+    arguments = (
+        torch.tensor(problem["boundaries"], dtype=torch.int32).view(len(lengths), -1),
+        torch.tensor(cu, dtype=torch.int32),
+        problem["window"],
+        static,
+        k,
+        room,
+    )
+    plan = plan_context(*arguments, trim=problem["trim"])
+
+    wanted, trimmed = [], []
+    for row, n in zip(problem["boundaries"], lengths, strict=True):
+        windows = naive_windows(row, n, problem["window"])
+        tokens = sum(tokens_of(windows, static, k), [])
+        full = len(tokens)
+        if room is not None and full > room:
+            trim = naive_frames if problem["trim"] == "frames" else naive_window_tail
+            tokens = trim(windows, static, k, room)
+        wanted.append(tokens)
+        trimmed.append(full - len(tokens))
+    assert read_back(plan, cu[:-1]) == wanted
+    assert plan.trimmed.tolist() == trimmed
+    assert context_length(*arguments, trim=problem["trim"]).tolist() == list(map(len, wanted))
+
+    # No frame is encoded for nothing, and every row of the pieces is in time order.
+    compressed = {t[1] + s for s, v in zip(cu, wanted, strict=False) for t in v if "c" in t[0]}
+    assert plan.dynamic.tolist() == sorted(compressed)
+    assert plan.anchors.tolist() == sorted(set(plan.anchors.tolist()))
+    names = ("anchors", "dynamic", "dynamic_anchor", "cu_static", "source", "cu_context", "trimmed")
+    assert all(getattr(plan, name).dtype == torch.int32 for name in names)
+    for frame, anchor in zip(plan.dynamic.tolist(), plan.dynamic_anchor.tolist(), strict=True):
+        window = problem["window"] or max(lengths)
+        assert 0 <= frame - int(plan.anchors[anchor]) < window
+        assert not any(int(plan.anchors[anchor]) < a <= frame for a in plan.anchors.tolist())
+    assert len(plan.anchors) == 0 or len(plan.cu_static) == len(plan.anchors) + 1
+    words = {"s": 0, "c": 1}
+    kinds = [2 if t == "sep" else words[t[0][0]] for video in wanted for t in video]
+    assert plan.kinds.tolist() == kinds
+    assert plan.total_tokens == len(kinds)
+
+
+@given(problem=problems(), cuts=st.randoms(use_true_random=False))
+def test_length_before_the_boundaries_are_known(problem, cuts):
+    """A number of boundaries in place of boundaries: never too small, exact where promised."""
+    count = len(problem["boundaries"][0])
+    for n in problem["lengths"]:
+        scenes = min(count + 1, n)
+        starts = sorted(cuts.sample(range(1, n), scenes - 1)) if n else []
+        row = starts + [n] * (count - len(starts))
+        rest = (problem["window"], problem["static"], problem["k"], problem["room"])
+        true = context_length(torch.tensor([row]).int(), [0, n], *rest, trim=problem["trim"])
+        bound = context_length(count, [0, n], *rest, trim=problem["trim"])
+        assert bound >= true
+        full = context_length(torch.tensor([row]).int(), [0, n], *rest[:3])
+        untrimmed = problem["room"] is None or full <= problem["room"]
+        if problem["trim"] == "frames" or untrimmed:
+            known = problem["window"] is None or problem["static"] is None or n <= count + 1
+            assert not known or bound == true
+
+
+def test_bound_is_reached():
+    """9 frames, 2 cuts, windows of 3: scenes of 1, 1 and 7 give 5 anchors, no cuts give more."""
+    lengths = [
+        int(context_length(torch.tensor([[a, b]]), [0, 9], 3, 5, 1))
+        for a in range(1, 8)
+        for b in range(a + 1, 9)
+    ]
+    assert max(lengths) == int(context_length(2, [0, 9], 3, 5, 1)) == 5 * 6 + 4 * 2
+    # Static frames cheaper than compressed ones: now the fewest anchors cost most.
+    lengths = [
+        int(context_length(torch.tensor([[a, b]]), [0, 9], 3, 1, 4))
+        for a in range(1, 8)
+        for b in range(a + 1, 9)
+    ]
+    assert max(lengths) == int(context_length(2, [0, 9], 3, 1, 4)) == 3 * 2 + 6 * 5
+
+
+def test_static_lengths_per_video_and_per_frame():
+    boundaries = torch.tensor([[2], [1]])
+    by_video = plan_context(boundaries, [0, 4, 6], None, [3, 5], 1)
+    assert by_video.cu_static.tolist() == [0, 3, 6, 11, 16]
+    by_frame = plan_context(boundaries, [0, 4, 6], None, torch.tensor([3, 9, 4, 9, 5, 6]), 1)
+    assert by_frame.cu_static.tolist() == [0, 3, 7, 12, 18]
+    limits = plan_context(boundaries, [0, 4, 6], None, [3, 5], 1, [9, 1000])
+    assert limits.cu_context.tolist() == [0, 8, 20]
+
+
+def test_evenly_spaced_windows_when_static_frames_are_too_many(caplog):
+    with caplog.at_level(logging.WARNING):
+        plan = plan_context(torch.zeros(1, 0).int(), [0, 40], 4, 9, 2, 35)
+    assert plan.anchors.tolist() == [0, 12, 24]  # windows 0, 3 and 6 of 10
+    assert plan.dynamic.tolist() == []
+    assert plan.cu_context.tolist() == [0, 30]
+    assert caplog.messages == [
+        "video 1 of 1: 160 of 190 context tokens were cut to fit max_tokens=35 (trim=frames)"
+    ]
+
+
+def test_no_warning_without_trimming_or_from_context_length(caplog):
+    plan_context(torch.zeros(1, 0).int(), [0, 40], 4, 9, 2)
+    context_length(torch.zeros(1, 0).int(), [0, 40], 4, 9, 2, 35)
+    assert caplog.messages == []
+
+
+def test_long_video_is_quick():
+    """An hour at 1 frame/s, 450 windows, trimmed by half: milliseconds, so no device waits for it."""
+    boundaries = torch.arange(8, 3600, 8)[None]
+    plan = plan_context(boundaries, [0, 3600], 8, 156, 16, 60_000)
+    assert 60_000 - 17 < plan.total_tokens <= 60_000
+    # Evenly trimmed: a window has no more than one compressed frame more than another.
+    per_window = torch.bincount(plan.dynamic_anchor, minlength=len(plan.anchors))
+    assert int(per_window.max() - per_window.min()) <= 1
+
+
+def test_to_moves_every_tensor():
+    plan = plan_context(torch.tensor([[2]]), [0, 4], None, 3, 1).to("meta")
+    assert plan.source.is_meta and plan.cu_context.is_meta and plan.anchors.is_meta
+    assert plan.num_queries == 1
+
+
+OK = (torch.tensor([[2]]), [0, 4], None, 3, 1)
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        ({0: [[2]]}, TypeError, r"boundaries: expected an integer tensor \[B, S\], got list"),
+        ({0: torch.tensor([[2.0]])}, TypeError, "boundaries: expected an integer tensor"),
+        ({0: torch.tensor([2])}, ValueError, r"boundaries: expected \[B, S\] with B = 1"),
+        ({0: torch.tensor([[2], [2]])}, ValueError, r"B = 1 \(cu_frames\), got \[2, 1\]"),
+        ({0: torch.tensor([[5]])}, ValueError, "boundaries: expected frames 1 to 3 of video 0"),
+        ({0: torch.tensor([[-1]])}, ValueError, "as padding\\), got -1"),
+        ({1: None}, ValueError, r"cu_frames: expected prefix sums \[B\+1\] .* got None"),
+        ({1: [1, 4]}, ValueError, "cu_frames: expected rising prefix sums"),
+        ({1: [0, 4, 3]}, ValueError, "cu_frames: expected rising prefix sums"),
+        ({1: torch.tensor([0.0, 4.0])}, TypeError, "cu_frames: expected integers"),
+        ({1: 4}, TypeError, "cu_frames: expected integers, got int"),
+        ({2: 0}, ValueError, "window: expected an integer >= 1, got 0"),
+        ({2: 2.5}, TypeError, "window: expected an integer >= 1, got float"),
+        ({3: 0}, ValueError, "static_lengths: expected an integer >= 1, got 0"),
+        (
+            {3: [3, 3]},
+            ValueError,
+            r"static_lengths: expected one number or 4 \(one per frame\) or 1",
+        ),
+        ({4: 0}, ValueError, "num_queries: expected an integer >= 1, got 0"),
+    ],
+)
+def test_errors(changed, error, message):
+    arguments = [changed.get(i, x) for i, x in enumerate(OK)]
+    with pytest.raises(error, match=message):
+        plan_context(*arguments)
+    with pytest.raises(error, match=message):
+        context_length(*arguments)
+
+
+@pytest.mark.parametrize("value", [0, -3, [5, 0]])
+def test_max_tokens_must_be_positive(value):
+    with pytest.raises(ValueError, match="max_tokens: expected an integer >= 1"):
+        plan_context(torch.tensor([[2], [1]]), [0, 4, 6], None, 3, 1, value)
+
+
+def test_other_errors():
+    with pytest.raises(ValueError, match="trim: expected one of frames, window_tail, got 'tail'"):
+        plan_context(*OK, 5, trim="tail")
+    with pytest.raises(ValueError, match="max_tokens: expected one number or 1"):
+        plan_context(*OK, [5, 5])
+    with pytest.raises(ValueError, match="boundaries: expected a number >= 0, got -1"):
+        context_length(-1, *OK[1:])
+    with pytest.raises(ValueError, match="more than int32 counts"):
+        plan_context(torch.zeros(1, 0).int(), [0, 3], 1, 2**30, 1)
