@@ -18,5 +18,15 @@ from .model import TDCForConditionalGeneration
 from .processor import TDCProcessor
 
 AutoConfig.register("tdc", TDCConfig, exist_ok=True)
-AutoModelForImageTextToText.register(TDCConfig, TDCForConditionalGeneration, exist_ok=True)
+for auto_class in (AutoModelForImageTextToText, AutoModelForMultimodalLM):
+    auto_class.register(TDCConfig, TDCForConditionalGeneration, exist_ok=True)
 AutoProcessor.register(TDCConfig, TDCProcessor, exist_ok=True)
+
+__all__ = [
+    "InputError",
+    "TDCConfig",
+    "TDCForConditionalGeneration",
+    "TDCProcessor",
+    "VideoFeatures",
+    "answer_long_video",
+]

@@ -60,7 +60,7 @@ def audio_tokens(
             zeros, more are cut.
         tokens_per_frame: tokens of each frame.
         half_precision: round the waveform to fp16 first, as the released data pipeline does.
-        chunk_size: windows encoded at a time. One takes about 80 MB in fp32 at BEATs' usual size.
+        chunk_size: windows encoded at a time. One takes about 40 MB in fp32 at BEATs' usual size.
 
     Returns:
         ``[num_frames, tokens_per_frame, width]`` on the encoder's device and in its dtype, zeros

@@ -17,6 +17,7 @@ from .errors import InputError
 from .features import VideoFeatures
 from .geometry import kept_box
 from .segment import segment
+from .stages import stage
 from .towers import VisionTower
 
 
@@ -94,17 +95,23 @@ class VideoEncoder(nn.Module):
         frames = _ints(media_frames)
         audio = None
         if waveforms is not None and waveform_lengths is not None and self.beats is not None:
-            audio = self.encode_audio(
-                [
-                    waveform[:length] if length else None
-                    for waveform, length in zip(waveforms, _ints(waveform_lengths), strict=True)
-                ],
-                _split(_floats(frame_times), frames),
-                None if media_seconds is None else _ints(media_seconds),
-            )
+            sounds = [
+                waveform[:length] if length else None
+                for waveform, length in zip(waveforms, _ints(waveform_lengths), strict=True)
+            ]
+            with stage("BEATs"):
+                audio = self.encode_audio(
+                    sounds,
+                    _split(_floats(frame_times), frames),
+                    None if media_seconds is None else _ints(media_seconds),
+                )
+        with stage("SigLIP"):
+            siglip_tokens = self.siglip(siglip_pixels)
+        with stage("DINOv2"):
+            dinov2_tokens = self.dinov2(dinov2_pixels)
         return self.encode_features(
-            self.siglip(siglip_pixels),
-            self.dinov2(dinov2_pixels),
+            siglip_tokens,
+            dinov2_tokens,
             frames,
             [tuple(size) for size in torch.as_tensor(media_sizes).tolist()],
             [bool(v) for v in _ints(media_is_video)],
@@ -166,16 +173,17 @@ class VideoEncoder(nn.Module):
             siglip, dinov2: ``[F, tower_grid**2, C]``.
             audio: per medium what :meth:`encode_audio` returns.
         """
-        tokens = [
-            self._frame_tokens(s, d, size, is_video)
-            for s, d, size, is_video in zip(
-                siglip.split(list(media_frames)),
-                dinov2.split(list(media_frames)),
-                media_sizes,
-                media_is_video,
-                strict=True,
-            )
-        ]
+        with stage("connector"):
+            tokens = [
+                self._frame_tokens(s, d, size, is_video)
+                for s, d, size, is_video in zip(
+                    siglip.split(list(media_frames)),
+                    dinov2.split(list(media_frames)),
+                    media_sizes,
+                    media_is_video,
+                    strict=True,
+                )
+            ]
         videos = [i for i, is_video in enumerate(media_is_video) if is_video]
         rows = [r for i in videos for r in _range(media_frames, i)]
         cu_frames = [0]
@@ -185,12 +193,14 @@ class VideoEncoder(nn.Module):
         video_dinov2 = dinov2 if len(rows) == len(dinov2) else dinov2[rows]
         sound, sound_lengths = self._stack_audio(audio, videos, media_frames)
         config = self.config
+        with stage("segmentation"):
+            segmentation = segment(
+                video_dinov2.detach(), config.num_scenes, cu_frames, config.similarity_threshold
+            )
         return VideoFeatures(
             visual=visual,
             visual_lengths=lengths,
-            segmentation=segment(
-                video_dinov2.detach(), config.num_scenes, cu_frames, config.similarity_threshold
-            ),
+            segmentation=segmentation,
             times=tuple(float(frame_times[r]) for r in rows),
             audio=sound,
             audio_lengths=sound_lengths,

@@ -19,6 +19,7 @@ from .budget import frame_budget, sample_indices
 from .config import TDCConfig
 from .errors import InputError
 from .geometry import kept_box
+from .stages import stage
 from .towers import padding_color, resize_frames
 from .video import Video, VideoInfo, probe, read_image, read_video
 
@@ -44,6 +45,7 @@ class Medium:
     waveform: np.ndarray | None = None  # fp32 [n], 16 kHz
 
 
+@stage("decode video")
 def load_video(
     config: TDCConfig,
     video: Any,
@@ -115,6 +117,7 @@ def load_image(image: Any) -> Medium:
     return Medium(picture[None], (picture.shape[1], picture.shape[0]), [0.0], 1, False)
 
 
+@stage("decode audio")
 def load_sound(config: TDCConfig, sound: Any) -> np.ndarray | None:
     """fp32 waveform ``[n]`` at 16 kHz; None for silence."""
     if sound is None or sound is False:
@@ -132,6 +135,7 @@ def load_sound(config: TDCConfig, sound: Any) -> np.ndarray | None:
     return waveform
 
 
+@stage("resize frames")
 def pack_media(config: TDCConfig, media: Sequence[Medium]) -> dict[str, Any]:
     """All media behind each other: the inputs of :meth:`tdc.encode.VideoEncoder.forward`."""
     inputs: dict[str, Any] = {}

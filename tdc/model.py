@@ -28,6 +28,7 @@ from .config import TDCConfig
 from .connector import SVAConnector, WindowKeysValues
 from .encode import VideoEncoder
 from .features import VideoFeatures
+from .stages import stage
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ class TDCForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         return self.video_encoder(keep_dinov2=keep_dinov2, **media)
 
+    @stage("compressor")
     def build_context(
         self,
         features: VideoFeatures,
@@ -283,9 +285,10 @@ class TDCForConditionalGeneration(PreTrainedModel, GenerationMixin):
             )
             inputs_embeds, attention_mask = prompt.inputs_embeds, prompt.attention_mask.long()
         self.language_model.generation_config = self.generation_config
-        return self.language_model.generate(
-            inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs
-        )
+        with stage("language model"):
+            return self.language_model.generate(
+                inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs
+            )
 
 
 def _share_room(

@@ -188,7 +188,7 @@ def _longest(scenes: int, b: int, args: Arguments) -> int:
     total = max(video.full_tokens for video in videos)
     if limit is None or total <= limit:
         return total
-    same_windows = most == fewest and dearest == static
+    same_windows = static is None or (most == fewest and dearest == static)
     return videos[0].tokens if same_windows and args.trim == "frames" else limit
 
 

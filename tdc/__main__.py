@@ -1,0 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m tdc``: the same as the command ``tdc``."""
+
+from __future__ import annotations
+
+import sys
+
+from tdc.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``tdc encode``: a video's context tokens and their plan, as one safetensors file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tdc.commands._options import Subparsers, add_audio, add_model, command
+from tdc.commands._terminal import activity, note
+
+
+def add(subparsers: Subparsers) -> None:
+    parser = command(
+        subparsers,
+        "encode",
+        run,
+        "write a video's context tokens to a file",
+        "The file holds the tokens [N, D] that stand for the video in a language model's prompt, "
+        "and the plan that says what each of them is.",
+    )
+    parser.add_argument("video", metavar="VIDEO")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", required=True, help="safetensors file to write"
+    )
+    parser.add_argument(
+        "--question", metavar="Q", help="question that the compressor reads beside the frames"
+    )
+    add_audio(parser)
+    add_model(parser)
+
+
+def run(arguments: Any) -> None:
+    import torch
+
+    from tdc._media import check_writable, whole_file
+    from tdc.budget import context_room
+    from tdc.commands._pipeline import encode_video, load
+    from tdc.commands._report import layout
+    from tdc.video import probe
+
+    check_writable(arguments.output)
+    probe(arguments.video)  # bad files are refused before a model is loaded
+    loaded = load(arguments)
+    question = arguments.question or ""
+    encoded = encode_video(loaded, arguments.video, question, arguments.audio)
+    inputs, model = encoded.inputs, loaded.model
+    text_tokens = int(inputs["attention_mask"].sum()) - 1  # without the video's placeholder
+    asked = (inputs["question_ids"], inputs["question_mask"]) if question else (None, None)
+    with activity("compressing"), torch.no_grad():
+        context = model.build_context(
+            encoded.features, *asked, context_room(model.config, text_tokens)
+        )
+    tokens, plan = context.tokens[0], context.plan
+    assert plan is not None
+    tensors = {
+        "tokens": tokens,
+        "kinds": plan.kinds,
+        "anchors": plan.anchors,
+        "dynamic": plan.dynamic,
+        "dynamic_anchor": plan.dynamic_anchor,
+        "cu_static": plan.cu_static,
+        "cu_context": plan.cu_context,
+        "boundaries": encoded.features.segmentation.boundaries,
+        "similarity": encoded.features.segmentation.video_similarity(),
+        "frame_times": torch.tensor(encoded.features.times, dtype=torch.float64),
+    }
+    with whole_file(arguments.output) as temporary:
+        _save(tensors, temporary, _metadata(arguments, encoded, loaded))
+    counts = layout(encoded.features, plan)
+    print(
+        f"{arguments.output}: {counts.total:,} tokens of width {tokens.shape[1]} "
+        f"({counts.static:,} static, {counts.audio:,} audio, {counts.dynamic:,} dynamic, "
+        f"{counts.separator:,} separators), {counts.ratio:.1f} times fewer than uncompressed"
+    )
+    if not loaded.trained:
+        note("note: no --model given: these are tokens of an untrained small model")
+
+
+def _save(tensors: dict[str, Any], path: Any, metadata: dict[str, str]) -> None:
+    from safetensors.torch import save_file
+
+    save_file({k: v.cpu().contiguous().clone() for k, v in tensors.items()}, path, metadata)
+
+
+def _metadata(arguments: Any, encoded: Any, loaded: Any) -> dict[str, str]:
+    from tdc_kernels import __version__
+
+    width, height = encoded.inputs["media_sizes"][0].tolist()
+    return {
+        "format": "tdc-context",
+        "version": __version__,
+        "kinds": "0 static (with its sound), 1 dynamic, 2 separator",
+        "video": str(arguments.video),
+        "audio": str(arguments.audio or ""),
+        "question": arguments.question or "",
+        "duration": f"{encoded.duration:.3f}",
+        "size": f"{width}x{height}",
+        "fps": f"{loaded.model.config.fps:g}",
+        "model": str(arguments.model or ""),
+        "trained": str(loaded.trained).lower(),
+    }

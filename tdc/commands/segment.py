@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``tdc segment``: the scenes of a video, from DINOv2 features alone."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+from tdc.commands._options import Subparsers, add_model, command, finite, positive, positive_int
+from tdc.commands._terminal import activity, count, note, progress
+
+if TYPE_CHECKING:
+    from tdc.segment import Segmentation
+    from tdc.video import Video
+
+
+def add(subparsers: Subparsers) -> None:
+    parser = command(
+        subparsers,
+        "segment",
+        run,
+        "find the scenes of a video",
+        "Scenes begin where neighbouring frames are least alike.",
+    )
+    parser.add_argument("video", metavar="VIDEO")
+    parser.add_argument(
+        "--scenes",
+        metavar="N",
+        type=positive_int,
+        help="most scenes (default: the model's, 24 in the paper)",
+    )
+    parser.add_argument(
+        "--threshold",
+        metavar="X",
+        type=finite,
+        help="cut only where the similarity is below X (cosine, at most 1)",
+    )
+    parser.add_argument(
+        "--fps", metavar="F", type=positive, help="sampled frames per second (default: the model's)"
+    )
+    parser.add_argument(
+        "--max-frames",
+        metavar="N",
+        type=positive_int,
+        help="of more samples take N evenly spaced ones (default: the model's, 224 in the paper)",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--plot", metavar="FILE", help="also draw the timeline as PNG")
+    add_model(parser)
+
+
+def run(arguments: Any) -> None:
+    from tdc._media import check_writable
+    from tdc.commands._report import print_scenes, scenes
+    from tdc.loading import load_dinov2
+    from tdc.video import probe
+
+    probe(arguments.video)  # bad files are refused before a model is loaded
+    if arguments.plot:
+        check_writable(arguments.plot)
+    with activity("loading DINOv2"):
+        tower, config = load_dinov2(arguments.model, arguments.device, arguments.dtype)
+    if arguments.model is None:
+        note("note: no --model given: DINOv2 is small and untrained here, cuts are only rough")
+    video, segmentation = _segment(arguments, tower, config)
+    found = scenes(segmentation, video.timestamps.tolist(), video.duration)
+    if arguments.json:
+        print(json.dumps(_document(arguments, video, segmentation, found), indent=2))
+    else:
+        frames, spanned = count(len(video.timestamps), "frame"), count(len(found), "scene")
+        print(f"{arguments.video}: {spanned}, {frames}, {video.duration:.1f} s\n")
+        print_scenes(found)
+    if arguments.plot:
+        _draw(arguments, video, segmentation)
+
+
+def _segment(arguments: Any, tower: Any, config: Any) -> tuple[Video, Segmentation]:
+    import torch
+
+    from tdc.commands._pipeline import watch_towers
+    from tdc.segment import segment
+    from tdc.towers import padding_color, resize_frames
+    from tdc.video import read_video
+
+    fps, limit = arguments.fps or config.fps, arguments.max_frames or config.max_frames
+    with progress("decoding the video") as update:
+        video = read_video(arguments.video, fps=fps, max_frames=limit, progress=update)
+    asked = math.ceil(video.duration * fps - 0.01)
+    if len(video.frames) < asked:
+        note(
+            f"warning: {asked} frames at {fps:g} per second; {len(video.frames)} evenly spaced ones "
+            "are used (--max-frames)"
+        )
+    pixels = resize_frames(video.frames, tower.image_size, padding_color(tower.image_mean))
+    device = next(tower.parameters()).device
+    with progress("encoding the frames") as update, watch_towers(tower, len(pixels), update):
+        with torch.no_grad():
+            features = tower(pixels.to(device))
+    count_scenes = arguments.scenes or config.num_scenes
+    threshold = config.similarity_threshold if arguments.threshold is None else arguments.threshold
+    return video, segment(features, count_scenes, None, threshold)
+
+
+def _document(arguments: Any, video: Video, segmentation: Segmentation, found: Any) -> dict:
+    return {
+        "video": str(arguments.video),
+        "duration": round(video.duration, 3),
+        "width": video.size[0],
+        "height": video.size[1],
+        "source_fps": round(video.source_fps, 3),
+        "model": arguments.model,
+        "scenes": [
+            {
+                "number": scene.number,
+                "start": round(scene.start, 3),
+                "end": round(scene.end, 3),
+                "first_frame": scene.first_frame,
+                "frames": scene.frames,
+                "similarity": _finite(scene.similarity),
+            }
+            for scene in found
+        ],
+        "frame_times": [round(t, 3) for t in video.timestamps.tolist()],
+        "similarity": [_finite(value) for value in segmentation.video_similarity().tolist()],
+        "warnings": list(video.warnings),
+    }
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON knows no NaN."""
+    return round(value, 6) if value is not None and math.isfinite(value) else None
+
+
+def _draw(arguments: Any, video: Video, segmentation: Segmentation) -> None:
+    from pathlib import Path
+
+    from tdc.timeline import draw_timeline
+
+    starts = segmentation.scene_starts()
+    with activity("drawing the timeline"):
+        path = draw_timeline(
+            arguments.plot,
+            frames=[video.frames[start] for start in starts],
+            timestamps=video.timestamps,
+            similarity=segmentation.video_similarity().cpu().numpy(),
+            scene_starts=starts,
+            anchors=starts,
+            duration=video.duration,
+            title=Path(arguments.video).name,
+        )
+    note(f"timeline: {path}")

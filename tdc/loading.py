@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Model and processor for the command: from a folder, or the embedded small ones.
+
+``from_pretrained`` initialises tensors that a checkpoint lacks and merely warns; an answer from such
+a model looks like one. Here every missing, unexpected or wrongly shaped tensor is an error.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import _public  # noqa: F401  (registers the Auto classes, which from_pretrained may ask)
+from .config import TDCConfig
+from .convert import Checkpoint, read_json
+from .errors import InputError
+from .model import TDCForConditionalGeneration
+from .processor import TDCProcessor
+from .small import build_small
+from .towers import VisionTower
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+UNTRAINED = "untrained weights (the embedded small model): the answer means nothing"
+_LISTED = 8  # tensors named in an error before "and N more"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready to run; ``note`` is one line that says which."""
+
+    model: TDCForConditionalGeneration
+    processor: TDCProcessor
+    note: str
+    trained: bool  # False for the embedded small model
+
+
+def load_model(
+    model_dir: str | os.PathLike[str] | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+) -> Loaded:
+    """Model and processor in eval mode.
+
+    Args:
+        model_dir: folder written by ``tdc convert`` or ``save_pretrained``; None: the embedded
+            small model with untrained weights.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``; None: the GPUs if there are any (a model is
+            spread over several by ``device_map="auto"``), else the CPU.
+        dtype: ``"fp32"``, ``"bf16"``, ``"fp16"``; None: as saved on GPUs, fp32 on the CPU.
+
+    Raises:
+        InputError: no TDC model in the folder, a damaged one, or a device that is not there.
+    """
+    place = pick_device(device)
+    if model_dir is None:
+        model, processor = build_small()
+        model = model.to(device=place, dtype=_dtype(dtype, "fp32"))
+        return Loaded(model, processor, UNTRAINED, trained=False)
+    folder = Path(model_dir)
+    config = read_config(folder)
+    spread = device is None and place.type == "cuda" and torch.cuda.device_count() > 1
+    options: dict[str, Any] = {"device_map": "auto"} if spread else {}
+    options["dtype"] = _dtype(dtype, "fp32" if place.type == "cpu" else None) or "auto"
+    with _one_line(folder):
+        model, found = TDCForConditionalGeneration.from_pretrained(
+            folder,
+            config=config,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported in `found`, all of them at once
+            **options,
+        )
+    _refuse(
+        folder,
+        missing=found["missing_keys"],
+        unexpected=found["unexpected_keys"],
+        wrong=(f"{k} is {list(s)}, expected {list(e)}" for k, s, e in found["mismatched_keys"]),
+    )
+    with _one_line(folder):
+        processor = TDCProcessor.from_pretrained(folder)
+    model = model.eval() if spread else model.eval().to(place)
+    return Loaded(model, processor, _describe(folder, model), trained=True)
+
+
+def load_dinov2(
+    model_dir: str | os.PathLike[str] | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+) -> tuple[VisionTower, TDCConfig]:
+    """The DINOv2 tower alone, which is all that segmentation needs: 2 GB of a 7B model's 18.
+
+    Arguments and errors as for :func:`load_model`.
+    """
+    place = pick_device(device)
+    if model_dir is None:
+        model, _ = build_small()
+        tower = model.video_encoder.dinov2
+        assert tower is not None
+        return tower.to(device=place, dtype=_dtype(dtype, "fp32")), model.config
+    folder, prefix = Path(model_dir), "video_encoder.dinov2."
+    config = read_config(folder)
+    if config.dinov2_config is None:
+        raise InputError(
+            f"the model in {folder} was saved without its DINOv2 tower, which finds the scenes; "
+            "convert it again with --dinov2"
+        )
+    checkpoint = Checkpoint(folder)
+    with torch.device("meta"):
+        tower = VisionTower(config.dinov2_config, config.tower_grid, config.dinov2_image_size)
+    expected = {prefix + name: tuple(t.shape) for name, t in tower.state_dict().items()}
+    have = {name: s for name, s in checkpoint.shapes.items() if name.startswith(prefix)}
+    _refuse(
+        folder,
+        missing=expected.keys() - have.keys(),
+        unexpected=have.keys() - expected.keys(),
+        wrong=(
+            f"{name} is {list(have[name])}, expected {list(shape)}"
+            for name, shape in expected.items()
+            if name in have and have[name] != shape
+        ),
+    )
+    target = _dtype(dtype, "fp32" if place.type == "cpu" else None)
+    state = {
+        name.removeprefix(prefix): tensor.to(device=place, dtype=target or tensor.dtype)
+        for name, tensor in checkpoint.tensors({name: name for name in expected})
+    }
+    tower.load_state_dict(state, assign=True)
+    return tower.eval(), config
+
+
+def pick_device(name: str | None = None) -> torch.device:
+    """The device of this name, or the best there is.
+
+    Raises:
+        InputError: no such device here.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"--device {name}: expected cpu, cuda or cuda:<number>") from None
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device {name}: expected cpu, cuda or cuda:<number>")
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise InputError(f"--device {name}: PyTorch sees {count or 'no'} CUDA device(s) here")
+    return device
+
+
+def read_config(folder: Path) -> TDCConfig:
+    """The configuration in a model folder.
+
+    Raises:
+        InputError: no such folder, or one of another model.
+    """
+    if not folder.is_dir():
+        raise InputError(f"no such folder: {folder}; expected a model written by tdc convert")
+    if not (folder / "config.json").is_file():
+        raise InputError(
+            f"{folder} is no TDC model: it holds no config.json; expected a folder written by "
+            "tdc convert or save_pretrained"
+        )
+    kind = read_json(folder / "config.json").get("model_type")
+    if kind in ("cambrian_qwen", "cambrian_llama"):
+        raise InputError(
+            f"{folder} holds a checkpoint in the authors' layout; convert it first: "
+            f"tdc convert {folder} OUT_DIR"
+        )
+    if kind != "tdc":
+        raise InputError(f"{folder} holds a model of type {kind!r}; expected 'tdc'")
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+        raise InputError(f"{folder} holds no weights; expected model*.safetensors")
+    with _one_line(folder):
+        return TDCConfig.from_pretrained(folder)
+
+
+def _dtype(name: str | None, default: str | None) -> torch.dtype | None:
+    chosen = name or default
+    return None if chosen is None else DTYPES[chosen]
+
+
+def _refuse(
+    folder: Path, missing: Collection[str], unexpected: Collection[str], wrong: Iterable[str]
+) -> None:
+    """One line with everything that is wrong with a checkpoint's tensors."""
+    faults = [
+        f"{what} {len(names)}: {_listing(names)}"
+        for what, names in (
+            ("missing", sorted(missing)),
+            ("unexpected", sorted(unexpected)),
+            ("wrong shape", sorted(wrong)),
+        )
+        if names
+    ]
+    if faults:
+        raise InputError(
+            f"the weights in {folder} do not fit its config.json: {'; '.join(faults)}; "
+            "copy or convert it again"
+        )
+
+
+def _listing(names: list[str]) -> str:
+    more = f", and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
+
+
+@contextmanager
+def _one_line(folder: Path) -> Iterator[None]:
+    """What transformers and safetensors raise about a damaged folder, as one line."""
+    try:
+        yield
+    except InputError:
+        raise
+    # safetensors' own errors derive from Exception alone; KeyError and TypeError come from JSON
+    # files with other contents than the loader expects. Memory errors and bugs pass through.
+    except Exception as error:
+        known = (OSError, ValueError, KeyError, TypeError, AttributeError)
+        if not isinstance(error, known) and "afetensor" not in type(error).__name__:
+            raise
+        reason = " ".join(str(error).split())
+        raise InputError(f"cannot load the model in {folder}: {reason}") from error
+
+
+def _describe(folder: Path, model: TDCForConditionalGeneration) -> str:
+    config = model.config
+    count = sum(p.numel() for p in model.parameters())
+    size = f"{count / 1e9:.1f} B" if count >= 1e9 else f"{count / 1e6:.1f} M"
+    dtype = str(model.dtype).removeprefix("torch.")
+    devices = sorted({str(p.device) for p in model.parameters()})
+    return (
+        f"{folder} ({config.text_config.model_type}, {size} parameters, {dtype}, "
+        f"{', '.join(devices)})"
+    )

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Modules over the ops, for models that want a layer and not a function."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from tdc_kernels.ops.anchor_queries import anchor_queries
+from tdc_kernels.ops.cross_attention import cross_attention
+from tdc_kernels.ops.segment_scenes import segment_scenes
+
+
+class SceneSegmenter(nn.Module):
+    """Cuts videos into at most ``num_scenes`` scenes by the similarity of neighbouring frames.
+
+    Args:
+        num_scenes: most scenes per video, ``>= 1``.
+        threshold: if given, only pairs less similar than this are cut.
+    """
+
+    def __init__(self, num_scenes: int, threshold: float | None = None) -> None:
+        super().__init__()
+        if num_scenes < 1:
+            raise ValueError(f"num_scenes: expected an integer >= 1, got {num_scenes}")
+        self.num_scenes = num_scenes
+        self.threshold = threshold
+
+    def forward(
+        self, features: torch.Tensor, cu_frames: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """``features [F, ...]`` -> boundaries int32 ``[B, num_scenes - 1]``, similarity ``[F-1]``."""
+        return segment_scenes(features, self.num_scenes - 1, cu_frames, self.threshold)
+
+    def extra_repr(self) -> str:
+        return f"num_scenes={self.num_scenes}, threshold={self.threshold}"
+
+
+class AnchorQueries(nn.Linear):
+    """Pools the anchors' tokens to ``num_queries`` rows and maps them to ``query_dim``.
+
+    The weights are those of a ``torch.nn.Linear(token_dim, query_dim)``.
+    """
+
+    def __init__(
+        self,
+        token_dim: int,
+        query_dim: int,
+        num_queries: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(token_dim, query_dim, bias, device, dtype)
+        self.num_queries = num_queries
+
+    def forward(self, tokens: torch.Tensor, index: torch.Tensor | None = None) -> torch.Tensor:
+        """``tokens [F, L, D]``, anchors ``[A]`` -> ``[A, num_queries, query_dim]``."""
+        return anchor_queries(tokens, self.num_queries, self.weight, self.bias, index)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, num_queries={self.num_queries}"
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of query groups over their frame's visual and audio tokens.
+
+    Args:
+        query_dim: width of the queries and of the output, divisible by ``num_heads``.
+        token_dim: width of the visual and audio tokens.
+        num_heads: attention heads.
+        bias: whether the four linear maps have biases.
+    """
+
+    def __init__(
+        self,
+        query_dim: int,
+        token_dim: int,
+        num_heads: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query = nn.Linear(query_dim, query_dim, bias, device, dtype)
+        self.key = nn.Linear(token_dim, query_dim, bias, device, dtype)
+        self.value = nn.Linear(token_dim, query_dim, bias, device, dtype)
+        self.out = nn.Linear(query_dim, query_dim, bias, device, dtype)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        visual: torch.Tensor,
+        audio: torch.Tensor | None = None,
+        *,
+        index: torch.Tensor | None = None,
+        visual_lengths: torch.Tensor | None = None,
+        audio_lengths: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """``x [M, Q, query_dim]`` -> the same shape; the rest as in ``cross_attention``."""
+        attended = cross_attention(
+            self.query(x),
+            visual,
+            audio,
+            w_key=self.key.weight,
+            b_key=self.key.bias,
+            w_value=self.value.weight,
+            b_value=self.value.bias,
+            num_heads=self.num_heads,
+            index=index,
+            visual_lengths=visual_lengths,
+            audio_lengths=audio_lengths,
+        )
+        return self.out(attended)
