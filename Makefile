@@ -19,6 +19,8 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install -qq --constraint constraints.txt
 TORCH_INDEX := $(if $(strip $(TORCH_INDEX_URL)),--extra-index-url $(TORCH_INDEX_URL))
 NATIVE := $(wildcard setup.py CMakeLists.txt csrc/*/*)
+# pip hides what setup.py says, so whether the compiled ops are there is asked afterwards.
+NATIVE_STATUS = $(PY) -c 'from tdc_kernels import native; print("native library:", native.why_not() or "built")'
 PROJECT := pyproject.toml constraints.txt $(NATIVE)
 
 .PHONY: help demo test lint format bench clean
@@ -61,9 +63,11 @@ $(VENV)/.installed-torch: constraints.txt
 $(VENV)/.installed-model: $(VENV)/.installed-torch $(PROJECT)
 	@echo "installing tdc-kernels and what the model needs (once) ..."
 	@$(PIP) --no-build-isolation --editable '.[model]'
+	@$(NATIVE_STATUS)
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed-torch $(PROJECT)
 	@echo "installing tdc-kernels with everything for tests (once) ..."
 	@$(PIP) --no-build-isolation --editable '.[model,triton,bench,dev]'
+	@$(NATIVE_STATUS)
 	@touch $(VENV)/.installed-model $@

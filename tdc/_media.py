@@ -107,6 +107,17 @@ def check_range(start: float | None, end: float | None) -> None:
         raise InputError(f"end: got {end} s, expected more than start ({start or 0.0} s)")
 
 
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raise `InputError` if a file cannot be written there; costs nothing, so ask before the work."""
+    target = Path(path)
+    if target.is_dir():
+        raise InputError(f"cannot write {target}: it is a directory")
+    if not target.parent.is_dir():
+        raise InputError(f"cannot write {target}: no such directory: {target.parent}")
+    if not os.access(target.parent, os.W_OK):
+        raise InputError(f"cannot write {target}: permission denied")
+
+
 @contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a temporary path beside `path` that becomes `path` on success and vanishes on failure.
@@ -114,10 +125,7 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     The name keeps the suffix, by which writers choose their format. The folder must exist.
     """
     target = Path(path)
-    if target.is_dir():
-        raise InputError(f"cannot write {target}: it is a directory")
-    if not target.parent.is_dir():
-        raise InputError(f"cannot write {target}: no such directory: {target.parent}")
+    check_writable(target)
     try:
         handle, name = tempfile.mkstemp(
             dir=target.parent, prefix=f".{target.stem}-", suffix=target.suffix

@@ -118,7 +118,7 @@ def _fill(
         labels.append(ids[start:place] if target is None else target[start:place])
         if place < len(ids):
             tokens = next(media)
-            pieces.append(tokens.to(pieces[0].dtype))
+            pieces.append(tokens.to(pieces[0]))
             labels.append(ids.new_full((len(tokens),), IGNORE_INDEX))
         start = place + 1
     return torch.cat(pieces), torch.cat(labels)

@@ -20,7 +20,16 @@ from tdc.errors import InputError
 _COMMANDS = (demo, segment, encode, chat, convert, doctor)
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 # Import names of the extra "model"; the command line needs it, the ops do not.
-_MODEL_EXTRA = {"av", "matplotlib", "numpy", "PIL", "rich", "safetensors", "tokenizers", "transformers"}
+_MODEL_EXTRA = {
+    "av",
+    "matplotlib",
+    "numpy",
+    "PIL",
+    "rich",
+    "safetensors",
+    "tokenizers",
+    "transformers",
+}
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -79,6 +79,7 @@ class Compressor(nn.Module):
         Returns:
             ``[N, D]`` packed tokens and int32 ``[B+1]`` prefix sums per video.
         """
+        plan = plan.to("cpu")  # read here as numbers; a device map's hooks move every argument
         visual, audio = features.visual, self.project_audio(features)
         compressed = self.compress(features, audio, plan, question_ids, question_mask)
         static = static_tokens(features, audio, plan)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Model and processor for the command: from a folder, or the embedded small ones.
 
-``from_pretrained`` initialises tensors that a checkpoint lacks and merely warns; an answer from such
-a model looks like one. Here every missing, unexpected or wrongly shaped tensor is an error.
+``from_pretrained`` initialises tensors that a checkpoint lacks and merely warns; the answer of such
+a model looks like any other. Here a missing, unexpected or wrongly shaped tensor is an error.
 """
 
 from __future__ import annotations
@@ -63,15 +63,17 @@ def load_model(
     place = pick_device(device)
     if model_dir is None:
         model, processor = build_small()
-        model = model.to(device=place, dtype=_dtype(dtype, "fp32"))
+        small: Any = model  # torch and transformers annotate .to() differently
+        small.to(device=place, dtype=_dtype(dtype, "fp32"))
         return Loaded(model, processor, UNTRAINED, trained=False)
     folder = Path(model_dir)
     config = read_config(folder)
     spread = device is None and place.type == "cuda" and torch.cuda.device_count() > 1
     options: dict[str, Any] = {"device_map": "auto"} if spread else {}
     options["dtype"] = _dtype(dtype, "fp32" if place.type == "cpu" else None) or "auto"
+    kind: Any = TDCForConditionalGeneration  # transformers' annotation lacks the loading info
     with _one_line(folder):
-        model, found = TDCForConditionalGeneration.from_pretrained(
+        model, found = kind.from_pretrained(
             folder,
             config=config,
             output_loading_info=True,

@@ -146,8 +146,7 @@ class TDCForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 max_tokens,
                 trim=config.trim,
             )
-            device = self.compressor.separator.device
-            features = features.to(device)
+            device = features.visual.device
             if not config.question_in_compressor:
                 question_ids = None
             packed, _ = self.compressor(
@@ -207,7 +206,7 @@ class TDCForConditionalGeneration(PreTrainedModel, GenerationMixin):
             input_ids,
             attention_mask,
             labels,
-            [t.to(input_ids.device) for t in tokens],
+            tokens,
             media_token_id=config.media_token_id,
             max_length=config.max_context_length,
             padding_side=padding_side or config.padding_side,

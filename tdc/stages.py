@@ -18,6 +18,13 @@ from dataclasses import dataclass, field
 import torch
 
 
+def now() -> float:
+    """Seconds on a clock that waits for the GPUs: their kernels run on behind the host's."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 @dataclass
 class StageTimes:
     """Seconds per stage, in the order in which the stages first began."""
@@ -28,12 +35,10 @@ class StageTimes:
 
     def _charge(self) -> None:
         """Give the time since the last change to the innermost open stage."""
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
-            torch.cuda.synchronize()  # kernels run on behind the host's clock
-        now = time.perf_counter()
+        instant = now()
         if self._open:
-            self.seconds[self._open[-1]] += now - self._since
-        self._since = now
+            self.seconds[self._open[-1]] += instant - self._since
+        self._since = instant
 
     def begin(self, name: str) -> None:
         self._charge()

@@ -29,7 +29,7 @@ class SceneSegmenter(nn.Module):
     def forward(
         self, features: torch.Tensor, cu_frames: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """``features [F, ...]`` -> boundaries int32 ``[B, num_scenes - 1]``, similarity ``[F-1]``."""
+        """``features [F, ...]`` -> boundaries int32 ``[B, num_scenes - 1]``, similarity."""
         return segment_scenes(features, self.num_scenes - 1, cu_frames, self.threshold)
 
     def extra_repr(self) -> str:

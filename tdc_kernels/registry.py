@@ -110,12 +110,18 @@ def implement(
 
 
 # ---------------------------------------------------------------- choice
-# The functions marked assume_constant_result run for real while torch.compile traces (they load
-# libraries and log) and leave a constant behind; what may change between calls, the forced backend,
-# is read in traced code and therefore guarded.
+# The functions marked constant run for real while torch.compile traces (they load libraries and
+# log) and leave a constant behind; what may change between calls, the forced backend, is read in
+# traced code and therefore guarded.
 
 
-@torch.compiler.assume_constant_result
+def _constant(function: Callable[..., Any]) -> Any:
+    """What ``torch.compiler.assume_constant_result`` does, without its 3 s import of dynamo."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@_constant
 def _refusal(op: str, backend: str, device: str) -> str | None:
     """None if ``backend`` can run ``op`` on this kind of device, else the reason."""
     if op not in _ENTRIES:
@@ -126,7 +132,7 @@ def _refusal(op: str, backend: str, device: str) -> str | None:
     return entry.requires(device) if entry.requires is not None else None
 
 
-@torch.compiler.assume_constant_result
+@_constant
 def _available(op: str, device: str) -> tuple[str, ...]:
     """The backends that can run ``op`` on this kind of device, best first."""
     key = (op, device)
@@ -135,7 +141,7 @@ def _available(op: str, device: str) -> tuple[str, ...]:
     return _AVAILABLE[key]
 
 
-@torch.compiler.assume_constant_result
+@_constant
 def _announce(op: str, backend: str) -> None:
     if (op, backend) not in _ANNOUNCED:
         _ANNOUNCED.add((op, backend))

@@ -22,7 +22,9 @@ def command(
 ) -> argparse.ArgumentParser:
     """A subcommand: ``summary`` is its line in ``tdc --help``, ``text`` what its own help adds."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
-        name, help=summary, description=" ".join(f"{summary[0].upper()}{summary[1:]}. {text}".split())
+        name,
+        help=summary,
+        description=" ".join(f"{summary[0].upper()}{summary[1:]}. {text}".split()),
     )
     parser.set_defaults(run=run, loads_model=loads_model)
     return parser

@@ -49,9 +49,12 @@ def encode_video(
     media = {name: inputs[name] for name in MEDIA_INPUTS if name in inputs}
     media = {k: v.to(model.device) if hasattr(v, "to") else v for k, v in media.items()}
     frames = int(inputs["media_frames"].sum())
-    with progress("encoding the frames") as update, watch_towers(model, frames, update):
-        with torch.no_grad():
-            features = model.encode_video(**media)
+    with (
+        torch.no_grad(),
+        progress("encoding the frames") as update,
+        watch_towers(model, frames, update),
+    ):
+        features = model.encode_video(**media)
     return Encoded(features, inputs, max(probe(video).duration, features.times[-1]))
 
 

@@ -28,7 +28,9 @@ def note(text: str) -> None:
 
 def clean(text: str) -> str:
     """Text of a model, without the control characters that could rule the terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text
+    )
 
 
 def count(number: int, noun: str) -> str:

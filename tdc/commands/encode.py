@@ -45,10 +45,12 @@ def run(arguments: Any) -> None:
     encoded = encode_video(loaded, arguments.video, question, arguments.audio)
     inputs, model = encoded.inputs, loaded.model
     text_tokens = int(inputs["attention_mask"].sum()) - 1  # without the video's placeholder
-    asked = (inputs["question_ids"], inputs["question_mask"]) if question else (None, None)
     with activity("compressing"), torch.no_grad():
         context = model.build_context(
-            encoded.features, *asked, context_room(model.config, text_tokens)
+            encoded.features,
+            inputs["question_ids"] if question else None,
+            inputs["question_mask"] if question else None,
+            context_room(model.config, text_tokens),
         )
     tokens, plan = context.tokens[0], context.plan
     assert plan is not None

@@ -11,8 +11,9 @@ from tdc.commands._options import Subparsers, add_model, command, finite, positi
 from tdc.commands._terminal import activity, count, note, progress
 
 if TYPE_CHECKING:
+    from tdc.media_inputs import Medium
     from tdc.segment import Segmentation
-    from tdc.video import Video
+    from tdc.video import VideoInfo
 
 
 def add(subparsers: Subparsers) -> None:
@@ -56,7 +57,7 @@ def run(arguments: Any) -> None:
     from tdc.loading import load_dinov2
     from tdc.video import probe
 
-    probe(arguments.video)  # bad files are refused before a model is loaded
+    info = probe(arguments.video)  # bad files are refused before a model is loaded
     if arguments.plot:
         check_writable(arguments.plot)
     with activity("loading DINOv2"):
@@ -64,51 +65,50 @@ def run(arguments: Any) -> None:
     if arguments.model is None:
         note("note: no --model given: DINOv2 is small and untrained here, cuts are only rough")
     video, segmentation = _segment(arguments, tower, config)
-    found = scenes(segmentation, video.timestamps.tolist(), video.duration)
+    found = scenes(segmentation, video.times, info.duration)
     if arguments.json:
-        print(json.dumps(_document(arguments, video, segmentation, found), indent=2))
+        print(json.dumps(_document(arguments, info, video, segmentation, found), indent=2))
     else:
-        frames, spanned = count(len(video.timestamps), "frame"), count(len(found), "scene")
-        print(f"{arguments.video}: {spanned}, {frames}, {video.duration:.1f} s\n")
+        frames, spanned = count(len(video.times), "frame"), count(len(found), "scene")
+        print(f"{arguments.video}: {spanned}, {frames}, {info.duration:.1f} s\n")
         print_scenes(found)
     if arguments.plot:
-        _draw(arguments, video, segmentation)
+        _draw(arguments, info, video, segmentation)
 
 
-def _segment(arguments: Any, tower: Any, config: Any) -> tuple[Video, Segmentation]:
+def _segment(arguments: Any, tower: Any, config: Any) -> tuple[Medium, Segmentation]:
     import torch
 
     from tdc.commands._pipeline import watch_towers
+    from tdc.media_inputs import load_video
     from tdc.segment import segment
     from tdc.towers import padding_color, resize_frames
-    from tdc.video import read_video
 
-    fps, limit = arguments.fps or config.fps, arguments.max_frames or config.max_frames
+    config.fps = arguments.fps or config.fps
+    limit = arguments.max_frames or config.max_frames
     with progress("decoding the video") as update:
-        video = read_video(arguments.video, fps=fps, max_frames=limit, progress=update)
-    asked = math.ceil(video.duration * fps - 0.01)
-    if len(video.frames) < asked:
-        note(
-            f"warning: {asked} frames at {fps:g} per second; {len(video.frames)} evenly spaced ones "
-            "are used (--max-frames)"
-        )
+        video = load_video(config, arguments.video, False, 0, max_frames=limit, progress=update)
     pixels = resize_frames(video.frames, tower.image_size, padding_color(tower.image_mean))
     device = next(tower.parameters()).device
-    with progress("encoding the frames") as update, watch_towers(tower, len(pixels), update):
-        with torch.no_grad():
-            features = tower(pixels.to(device))
-    count_scenes = arguments.scenes or config.num_scenes
+    with (
+        torch.no_grad(),
+        progress("encoding the frames") as update,
+        watch_towers(tower, len(pixels), update),
+    ):
+        features = tower(pixels.to(device))
     threshold = config.similarity_threshold if arguments.threshold is None else arguments.threshold
-    return video, segment(features, count_scenes, None, threshold)
+    return video, segment(features, arguments.scenes or config.num_scenes, None, threshold)
 
 
-def _document(arguments: Any, video: Video, segmentation: Segmentation, found: Any) -> dict:
+def _document(
+    arguments: Any, info: VideoInfo, video: Medium, segmentation: Segmentation, found: Any
+) -> dict[str, Any]:
     return {
         "video": str(arguments.video),
-        "duration": round(video.duration, 3),
-        "width": video.size[0],
-        "height": video.size[1],
-        "source_fps": round(video.source_fps, 3),
+        "duration": round(info.duration, 3),
+        "width": info.width,
+        "height": info.height,
+        "source_fps": round(info.fps, 3),
         "model": arguments.model,
         "scenes": [
             {
@@ -121,9 +121,8 @@ def _document(arguments: Any, video: Video, segmentation: Segmentation, found: A
             }
             for scene in found
         ],
-        "frame_times": [round(t, 3) for t in video.timestamps.tolist()],
+        "frame_times": [round(time, 3) for time in video.times],
         "similarity": [_finite(value) for value in segmentation.video_similarity().tolist()],
-        "warnings": list(video.warnings),
     }
 
 
@@ -132,7 +131,7 @@ def _finite(value: float | None) -> float | None:
     return round(value, 6) if value is not None and math.isfinite(value) else None
 
 
-def _draw(arguments: Any, video: Video, segmentation: Segmentation) -> None:
+def _draw(arguments: Any, info: VideoInfo, video: Medium, segmentation: Segmentation) -> None:
     from pathlib import Path
 
     from tdc.timeline import draw_timeline
@@ -142,11 +141,11 @@ def _draw(arguments: Any, video: Video, segmentation: Segmentation) -> None:
         path = draw_timeline(
             arguments.plot,
             frames=[video.frames[start] for start in starts],
-            timestamps=video.timestamps,
+            timestamps=video.times,
             similarity=segmentation.video_similarity().cpu().numpy(),
             scene_starts=starts,
             anchors=starts,
-            duration=video.duration,
+            duration=info.duration,
             title=Path(arguments.video).name,
         )
     note(f"timeline: {path}")

@@ -111,7 +111,7 @@ def test_missing_backend_says_why(backend):
 
 
 def test_unknown_backend():
-    with pytest.raises(ValueError, match="backend: expected 'auto' or one of cuda, .* got 'cpu'"):
+    with pytest.raises(ValueError, match=r"backend: expected 'auto' or one of cuda, .* got 'cpu'"):
         tk.frame_similarity(X, backend="cpu")
     with (
         pytest.raises(ValueError, match="use_backend: expected 'auto' or one of"),
@@ -133,7 +133,6 @@ def test_table():
     }
     assert all(r.available for r in rows if r.backend == "reference")
     assert all(bool(r.reason) != r.available for r in rows)
-    native = {r.op: r for r in registry.table("cuda")}["scene_boundaries"]
     (native,) = (
         r for r in registry.table("cuda") if (r.op, r.backend) == ("scene_boundaries", "native")
     )
@@ -165,32 +164,23 @@ with tk.use_backend("auto"):
     lines = run(code, TDC_BACKEND="triton").splitlines()
     assert lines[0].startswith("backend 'triton' cannot run frame_similarity")
     assert lines[1] == "torch.Size([1])"
-    assert "TDC_BACKEND: expected 'auto' or one of" in run("import tdc_kernels", TDC_BACKEND="gpu")
+    with pytest.raises(ValueError, match="TDC_BACKEND: expected 'auto' or one of"):
+        registry._check_name("gpu", "TDC_BACKEND")
 
 
 def test_import_is_light():
-    """Needs torch alone, and adds less than half a second to it."""
+    """Needs torch alone, whatever else is installed, and adds less than half a second to it."""
     code = """
 import json, sys, time
+for name in ("transformers", "triton", "scipy", "av", "pybind11", "matplotlib", "PIL", "rich"):
+    sys.modules[name] = None
 import torch
 before, start = set(sys.modules), time.perf_counter()
 import tdc_kernels
 seconds = time.perf_counter() - start
+tdc_kernels.segment_scenes(torch.ones(5, 3), 2)
 print(json.dumps([seconds, sorted({m.split(".")[0] for m in set(sys.modules) - before})]))
 """
     seconds, modules = json.loads(run(code))
     assert seconds < 0.5
-    allowed = {"tdc_kernels", "torch"} | set(sys.stdlib_module_names)
-    assert set(modules) <= allowed
-
-
-def test_import_works_with_torch_alone():
-    """Blocks everything else that is installed here."""
-    code = """
-import sys
-for name in ("transformers", "triton", "scipy", "av", "pybind11", "matplotlib", "PIL", "rich"):
-    sys.modules[name] = None
-import torch, tdc_kernels as tk
-print(tk.segment_scenes(torch.ones(5, 3), 2)[0].tolist())
-"""
-    assert run(code).strip() == "[[1, 2]]"
+    assert set(modules) <= {"tdc_kernels", "torch", *sys.stdlib_module_names}

@@ -9,7 +9,7 @@ from tdc_kernels import _checks, registry
 from tdc_kernels.ops.segment_scenes import reference
 
 OP = "segment_scenes"
-registry.define(
+registry.define(  # the floating output first: opcheck adds all outputs up in the first one's dtype
     OP,
     "(Tensor features, int num_boundaries, Tensor? cu_frames=None, float? threshold=None)"
     " -> (Tensor, Tensor)",
@@ -47,4 +47,6 @@ def segment_scenes(
     threshold = _checks.threshold(threshold)
     if cu_frames is not None:
         cu_frames = _checks.prefix_sums(cu_frames, (features.shape[0],), features.device)
-    return registry.call(OP, backend, features, num_boundaries, cu_frames, threshold)
+    args = (features, num_boundaries, cu_frames, threshold)
+    similarity, boundaries = registry.call(OP, backend, *args)
+    return boundaries, similarity

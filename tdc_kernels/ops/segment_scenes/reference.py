@@ -18,5 +18,5 @@ def segment_scenes(
     similarity = frame_similarity(features, cu_frames)
     if cu_frames is None:  # not through scene_boundaries, which cannot tell 0 frames from 1
         frames = features.shape[0]
-        return single_video(similarity, num_boundaries, frames, threshold), similarity
-    return scene_boundaries(similarity, num_boundaries, cu_frames, threshold), similarity
+        return similarity, single_video(similarity, num_boundaries, frames, threshold)
+    return similarity, scene_boundaries(similarity, num_boundaries, cu_frames, threshold)

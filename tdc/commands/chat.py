@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``tdc chat``: ask about a video; the answer appears as it is made."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from tdc.commands._options import (
+    Subparsers,
+    add_audio,
+    add_generation,
+    add_model,
+    command,
+    positive_int,
+)
+from tdc.commands._terminal import activity, clean, note
+from tdc.errors import InputError
+
+
+def add(subparsers: Subparsers) -> None:
+    parser = command(
+        subparsers,
+        "chat",
+        run,
+        "ask about a video",
+        "Without a question, every line of the standard input is one; the video is encoded once.",
+    )
+    parser.add_argument("video", metavar="VIDEO")
+    parser.add_argument("question", metavar="QUESTION", nargs="?")
+    add_audio(parser)
+    parser.add_argument(
+        "--lvcot",
+        metavar="N",
+        type=positive_int,
+        help="for very long videos: ask about N segments first and answer from those answers",
+    )
+    add_generation(parser, tokens=256)
+    add_model(parser)
+
+
+def run(arguments: Any) -> None:
+    from tdc.audio import has_audio
+    from tdc.commands._pipeline import load
+    from tdc.video import probe
+
+    probe(arguments.video)  # bad files are refused before a model is loaded
+    if arguments.audio and not has_audio(arguments.audio):
+        raise InputError(f"--audio: {arguments.audio} has no audio track")
+    if arguments.question is not None and not arguments.question.strip():
+        raise InputError("the question is empty; expected a text")
+    if arguments.lvcot and arguments.question is None:
+        raise InputError("--lvcot needs a question; give it after the video")
+    loaded = load(arguments)
+    if not loaded.trained:
+        note(f"note: no --model given: {loaded.note}")
+    if arguments.lvcot:
+        _long_video(arguments, loaded)
+    else:
+        _converse(arguments, loaded)
+
+
+def _converse(arguments: Any, loaded: Any) -> None:
+    """Encode once, answer every question."""
+    from tdc.commands._pipeline import encode_video, generation_options
+    from tdc.lvcot import ask
+
+    first = arguments.question or ""
+    encoded = encode_video(loaded, arguments.video, first, arguments.audio)
+    options = generation_options(arguments)
+    for question in _questions(arguments):
+        try:
+            with activity("reading") as arrived:
+                streamer = _streamer(loaded, arrived)
+                ask(
+                    loaded.model,
+                    loaded.processor,
+                    encoded.features,
+                    [question],
+                    streamer=streamer,
+                    **options,
+                )
+        except InputError as error:
+            if arguments.question is not None or not sys.stdin.isatty():
+                raise
+            note(f"tdc: {error}")  # in a conversation one bad question ends nothing
+
+
+def _long_video(arguments: Any, loaded: Any) -> None:
+    from tdc.commands._pipeline import clock, generation_options, one_line
+    from tdc.lvcot import SegmentAnswer, answer_long_video
+
+    def show(number: int, segment: SegmentAnswer) -> None:
+        span = f"{clock(segment.start)} to {clock(segment.end)}"
+        note(f"segment {number + 1}, {span}: {one_line(segment.answer)}")
+
+    with activity("watching the segments") as arrived:
+        answer_long_video(
+            loaded.model,
+            loaded.processor,
+            arguments.video,
+            arguments.question,
+            arguments.lvcot,
+            audio=arguments.audio,
+            on_segment=show,
+            streamer=_streamer(loaded, arrived),
+            **generation_options(arguments),
+        )
+
+
+def _questions(arguments: Any) -> Iterator[str]:
+    if arguments.question is not None:
+        yield arguments.question
+        return
+    asking = sys.stdin.isatty()
+    if asking:
+        import readline  # noqa: F401  (line editing and history for input())
+
+        note("ask about the video; an empty line ends")
+    while True:
+        try:
+            line = input("> ") if asking else sys.stdin.readline()
+        except EOFError:
+            return
+        if not line.strip():
+            return
+        yield line.strip()
+
+
+def _streamer(loaded: Any, arrived: Callable[[], None]) -> Any:
+    """Prints words as they are complete; calls ``arrived`` before the first one."""
+    from transformers import TextStreamer
+
+    class Printer(TextStreamer):
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            if text or stream_end:
+                arrived()  # takes the progress line away
+            print(clean(text), end="\n" if stream_end else "", flush=True)
+
+    # The first thing generate() hands over is the prompt: empty, as it was given as embeddings.
+    return Printer(loaded.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)

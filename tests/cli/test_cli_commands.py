@@ -1,0 +1,358 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each command does on good input."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from clips import tone, write_clip
+from conftest import configure
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+
+def shell(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, cwd=cwd, timeout=120
+    )
+
+
+def numbers(line: str) -> list[str]:
+    return line.replace(",", "").split()
+
+
+# --- the command itself ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["doctor", "--help"], ["segment", "--help"]])
+def test_help_is_quick_because_it_imports_nothing_heavy(arguments):
+    done = shell("-X", "importtime", "-m", "tdc", *arguments)
+    assert done.returncode == 0 and done.stdout.startswith("usage: tdc")
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "tdc.cli" in imported
+    assert not imported & {"torch", "transformers", "numpy", "rich", "av", "matplotlib"}
+
+
+def test_the_installed_script_is_as_quick():
+    """The console script imports ``tdc.cli`` from a file named ``tdc``."""
+    code = "import sys; sys.argv = ['/usr/bin/tdc']; import tdc.cli; print('torch' in sys.modules)"
+    assert shell("-c", code).stdout == "False\n"
+
+
+def test_the_package_keeps_its_names_when_it_runs_as_a_command():
+    code = (
+        "import sys; sys.argv = ['/usr/bin/tdc']; import tdc; print(tdc.TDCConfig().model_type);"
+        "import transformers; print(transformers.AutoConfig.for_model('tdc').model_type)"
+    )
+    assert shell("-c", code).stdout == "tdc\ntdc\n"
+
+
+def test_every_command_is_listed(tdc):
+    shown = tdc("--help")
+    assert shown.code == 0
+    for name in ("demo", "segment", "encode", "chat", "convert", "doctor"):
+        assert f"\n    {name} " in shown.out
+
+
+def test_version(tdc):
+    assert tdc("--version").out.startswith("tdc 0.")
+
+
+def test_logging_and_warnings_are_as_before_afterwards(tdc, clip, model_dir):
+    logger = logging.getLogger("tdc")
+    before = (list(logger.handlers), logger.propagate)
+    assert tdc("segment", clip, "--model", model_dir).code == 0
+    assert (list(logger.handlers), logger.propagate) == before
+
+
+# --- demo ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_demo_makes_a_clip_and_explains_itself(tmp_path):
+    done = shell("-m", "tdc", "demo", "--out", "here", "--max-new-tokens", "3", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "untrained weights the answer means nothing" in done.stdout
+    for heading in ("Scenes (24 frames, 24.0 s)", "Context", "Time", "Question:", "Answer:"):
+        assert heading in done.stdout
+    assert sorted(p.name for p in (tmp_path / "here").iterdir()) == ["demo.mp4", "timeline.png"]
+    with Image.open(tmp_path / "here" / "timeline.png") as picture:
+        assert picture.width > 1000
+    assert "Timeline: here/timeline.png" in done.stdout
+
+
+def test_demo_of_an_own_video_adds_up(tdc, clip, model_dir, tmp_path):
+    done = tdc("demo", "--video", clip, "--model", model_dir, "--out", tmp_path / "a" / "b")
+    assert (done.code, done.err) == (0, "")
+    lines = {numbers(line)[0]: numbers(line) for line in done.out.splitlines() if line.strip()}
+    # 4 frames of a model with 8 scenes: all static, 6 visual and 50 audio tokens each.
+    kinds = ("static", "audio", "dynamic", "separator")
+    counts = {kind: int(lines[kind][-3]) for kind in kinds}
+    assert counts == {"static": 24, "audio": 200, "dynamic": 0, "separator": 4}
+    assert "take 224 tokens: 1.0 times" in done.out
+    stages = done.out[done.out.index("Time\n") :].splitlines()
+    seconds = [float(line.split()[-3]) for line in stages if line.rstrip().endswith("%")]
+    assert sum(seconds[:-1]) == pytest.approx(seconds[-1], abs=0.01 * len(seconds))
+    for stage in ("decode video", "decode audio", "SigLIP", "DINOv2", "BEATs", "connector"):
+        assert sum(line.startswith(stage) for line in stages) == 1
+    assert (tmp_path / "a" / "b" / "timeline.png").stat().st_size > 10_000
+    assert "untrained" not in done.out  # nobody knows what is in the folder
+
+
+def test_demo_counts_compressed_tokens_and_the_ratio(tdc, clip, own_model, tmp_path):
+    configure(own_model, num_scenes=1, audio_config=None)
+    silent = strip_audio_weights(own_model)
+    done = tdc("demo", "--video", clip, "--model", silent, "--out", tmp_path, "--question", "Why?")
+    lines = {numbers(line)[0]: numbers(line) for line in done.out.splitlines() if line.strip()}
+    # One scene of four frames: 6 static tokens, 3 frames of 4 tokens, 4 separators.
+    kinds = ("static", "audio", "dynamic", "separator", "total")
+    counts = [int(lines[kind][-3]) for kind in kinds]
+    assert counts == [6, 0, 12, 4, 22]
+    assert "take 24 tokens: 1.1 times" in done.out
+    assert "Question: Why?" in done.out
+
+
+def strip_audio_weights(folder: Path) -> Path:
+    from safetensors.torch import save_file
+
+    file = folder / "model.safetensors"
+    keep = {k: v for k, v in load_file(file).items() if "beats" not in k and "audio_proj" not in k}
+    save_file(keep, file, {"format": "pt"})
+    return folder
+
+
+# --- segment ---------------------------------------------------------------------------------------
+
+
+def test_segment_json_is_all_of_stdout(tdc, tmp_path, model_dir):
+    from tdc.clip import write_demo_clip
+
+    truth = write_demo_clip(tmp_path / "v.mp4", seconds=12, size=(96, 64), fps=10)
+    done = tdc("segment", truth.path, "--scenes", 3, "--fps", 2, "--json", "--model", model_dir)
+    assert (done.code, done.err) == (0, "")
+    found = json.loads(done.out)
+    assert found["video"] == str(truth.path) and found["duration"] == pytest.approx(12, abs=0.1)
+    assert found["frame_times"] == [i / 2 for i in range(24)]
+    assert len(found["similarity"]) == 23
+    scenes = found["scenes"]
+    # Even untrained features see hard cuts between painted scenes; samples fall on the cuts.
+    assert [scene["start"] for scene in scenes] == list(truth.scene_starts)
+    assert [scene["number"] for scene in scenes] == [1, 2, 3]
+    assert [scene["end"] for scene in scenes[:-1]] == [scene["start"] for scene in scenes[1:]]
+    assert sum(scene["frames"] for scene in scenes) == 24
+    assert scenes[0]["similarity"] is None
+    for scene in scenes[1:]:
+        assert scene["similarity"] == found["similarity"][scene["first_frame"] - 1]
+
+
+def test_segment_table_and_plot(tdc, clip, model_dir, tmp_path):
+    plot = tmp_path / "scenes.png"
+    done = tdc("segment", clip, "--scenes", 2, "--model", model_dir, "--plot", plot)
+    assert done.code == 0 and done.err == f"timeline: {plot}\n"
+    head, _, columns, _, first, second = done.out.splitlines()
+    assert head == f"{clip}: 2 scenes, 4 frames, 4.0 s"
+    assert columns.split("  ")[0].strip() == "scene" and "similarity" in columns
+    assert first.split()[:3] == ["1", "0:00.0", second.split()[1]]
+    assert second.split()[2] == "0:04.0" and -1 <= float(second.split()[4]) <= 1
+    with Image.open(plot) as picture:
+        assert picture.format == "PNG"
+
+
+def test_segment_threshold_cuts_nowhere_when_it_is_low(tdc, clip, model_dir):
+    done = tdc("segment", clip, "--threshold", -1, "--json", "--model", model_dir)
+    assert len(json.loads(done.out)["scenes"]) == 1
+
+
+def test_segment_says_that_the_embedded_tower_is_untrained(tdc, tmp_path):
+    clip = write_clip(tmp_path / "v.mp4", frames=2, fps=1)
+    done = tdc("segment", clip, "--json")
+    assert done.code == 0 and "untrained" in done.err
+    assert len(json.loads(done.out)["scenes"]) == 2
+
+
+def test_segment_loads_the_tower_of_the_whole_model(tdc, model_dir):
+    """The tower read on its own equals the one inside the loaded model."""
+    from tdc.loading import load_dinov2, load_model
+
+    alone, config = load_dinov2(model_dir)
+    within = load_model(model_dir).model
+    pixels = torch.randint(0, 256, (2, 3, 56, 56), dtype=torch.uint8)
+    assert config.tower_grid == 4
+    with torch.no_grad():
+        assert torch.equal(alone(pixels), within.video_encoder.dinov2(pixels))
+
+
+# --- encode ----------------------------------------------------------------------------------------
+
+
+def test_encode_writes_tokens_and_plan(tdc, clip, own_model, tmp_path):
+    configure(own_model, num_scenes=2)
+    out = tmp_path / "ctx.safetensors"
+    asked = ("--question", "who?")
+    done = tdc("encode", clip, "-o", out, "--model", own_model, *asked)
+    assert (done.code, done.err) == (0, "")
+    data = load_file(out)
+    tokens, kinds = data["tokens"], data["kinds"]
+    assert tokens.shape == (len(kinds), 96) and tokens.isfinite().all()
+    # Two scenes: two static frames of 6 + 50 tokens, two dynamic ones of 4, four separators.
+    assert [int((kinds == k).sum()) for k in range(3)] == [112, 8, 4]
+    assert "124 tokens of width 96 (12 static, 100 audio, 8 dynamic, 4 separators)" in done.out
+    assert "1.8 times fewer" in done.out  # 4 * 56 / 124
+    assert data["frame_times"].tolist() == [0, 1, 2, 3]
+    assert data["cu_context"].tolist() == [0, 124] and data["similarity"].shape == (3,)
+    cut = data["boundaries"].item()
+    assert data["anchors"].tolist() == [0, cut]
+    assert sorted([*data["anchors"].tolist(), *data["dynamic"].tolist()]) == [0, 1, 2, 3]
+    with safe_open(out, "pt") as file:
+        about = file.metadata()
+    assert about["question"] == "who?" and about["video"] == str(clip)
+    assert (about["duration"], about["size"]) == ("4.000", "96x64")
+
+
+def test_encode_depends_on_the_question_in_the_dynamic_tokens_alone(tdc, clip, own_model, tmp_path):
+    configure(own_model, num_scenes=2)
+    files = []
+    for i, extra in enumerate(([], ["--question", "a"], ["--question", "b"], ["--question", "b"])):
+        files.append(tmp_path / f"{i}.safetensors")
+        assert tdc("encode", clip, "-o", files[-1], "--model", own_model, *extra).code == 0
+    none, a, b, again = (load_file(file) for file in files)
+    dynamic = a["kinds"] == 1
+    assert torch.equal(b["tokens"], again["tokens"])
+    for other in (none, b):
+        assert torch.equal(a["tokens"][~dynamic], other["tokens"][~dynamic])
+        assert not torch.equal(a["tokens"][dynamic], other["tokens"][dynamic])
+
+
+def test_encode_hears_the_given_sound(tdc, clip, model_dir, tmp_path):
+    sound = write_clip(tmp_path / "s.m4a", video=False, audio=tone(4, hertz=2000))
+    results = []
+    for i, extra in enumerate(([], ["--audio", sound])):
+        out = tmp_path / f"{i}.safetensors"
+        assert tdc("encode", clip, "-o", out, "--model", model_dir, *extra).code == 0
+        results.append(load_file(out)["tokens"])
+    assert results[0].shape == results[1].shape and not torch.equal(*results)
+
+
+# --- chat ------------------------------------------------------------------------------------------
+
+
+def test_chat_answers_on_stdout_only(tdc, clip, model_dir):
+    first = tdc("chat", clip, "What is this?", "--model", model_dir, "--max-new-tokens", 5)
+    again = tdc("chat", clip, "What is this?", "--model", model_dir, "--max-new-tokens", 5)
+    assert (first.code, first.err) == (0, "")
+    assert first.out == again.out and first.out.endswith("\n")
+
+
+def test_chat_prints_what_the_model_generates(tdc, clip, model_dir):
+    """The streamed text is the greedy answer of the same model, as ``ask`` gives it."""
+    from tdc.commands._pipeline import encode_video
+    from tdc.commands._terminal import clean
+    from tdc.loading import load_model
+    from tdc.lvcot import ask
+
+    loaded = load_model(model_dir)
+    features = encode_video(loaded, str(clip), "Who?").features
+    answer = ask(
+        loaded.model, loaded.processor, features, ["Who?"], max_new_tokens=9, do_sample=False
+    )
+    done = tdc("chat", clip, "Who?", "--model", model_dir, "--max-new-tokens", 9)
+    assert done.out.strip() == clean(answer[0]).strip() != ""
+
+
+def test_chat_never_prints_control_characters():
+    from tdc.commands._terminal import clean
+
+    assert clean("a\x1b[31mb\r\x00\nc\té") == "a\N{REPLACEMENT CHARACTER}[31mb" + (
+        2 * "\N{REPLACEMENT CHARACTER}" + "\nc\té"
+    )
+
+
+def test_chat_samples_by_seed(tdc, clip, model_dir):
+    def ask(seed):
+        extra = ("--temperature", 2, "--seed", seed, "--max-new-tokens", 12)
+        return tdc("chat", clip, "Who?", "--model", model_dir, *extra).out
+
+    assert ask(1) == ask(1) != ask(2)
+
+
+def test_chat_encodes_once_for_all_questions_of_stdin(tdc, clip, model_dir, monkeypatch):
+    from tdc.encode import VideoEncoder
+
+    calls = []
+    forward = VideoEncoder.forward
+    monkeypatch.setattr(
+        VideoEncoder, "forward", lambda self, *a, **k: calls.append(1) or forward(self, *a, **k)
+    )
+    monkeypatch.setattr("sys.stdin", io.StringIO("What?\nWho was it?\n"))
+    both = tdc("chat", clip, "--model", model_dir, "--max-new-tokens", 4)
+    assert (both.code, both.err, len(calls)) == (0, "", 1)
+    alone = [
+        tdc("chat", clip, question, "--model", model_dir, "--max-new-tokens", 4).out
+        for question in ("What?", "Who was it?")
+    ]
+    assert both.out == "".join(alone)
+
+
+def test_chat_lvcot_shows_the_segments_and_then_the_answer(tdc, clip, model_dir):
+    plain = tdc(*("chat", clip, "Why?", "--model", model_dir, "--lvcot", 2, "--max-new-tokens", 3))
+    assert plain.code == 0
+    first, second = plain.err.splitlines()
+    assert first.startswith("segment 1, 0:00.0 to 0:02.0:")
+    assert second.startswith("segment 2, 0:02.0 to 0:04.0:")
+    assert plain.out.strip() and "segment" not in plain.out
+
+
+def test_chat_in_half_precision(tdc, clip, model_dir):
+    extra = ("--dtype", "bf16", "--device", "cpu", "--max-new-tokens", 2)
+    assert tdc("chat", clip, "Who?", "--model", model_dir, *extra).code == 0
+
+
+# --- doctor ----------------------------------------------------------------------------------------
+
+
+def test_doctor_json(tdc):
+    done = tdc("doctor", "--json")
+    assert (done.code, done.err) == (0, "")
+    facts = json.loads(done.out)
+    assert facts["versions"]["torch"] == torch.__version__
+    assert facts["devices"][0]["device"] == "cpu"
+    rows = facts["backends"]["cpu"]
+    assert {row["backend"] for row in rows} == {"cuda", "triton", "native", "reference"}
+    assert all(row["available"] or row["reason"] for row in rows)
+    assert all(row["available"] for row in rows if row["backend"] == "reference")
+
+
+def test_doctor_names_each_op_and_the_reason_of_each_no(tdc, monkeypatch):
+    monkeypatch.setenv("TDC_BACKEND", "auto")
+    done = tdc("doctor")
+    assert (done.code, done.err) == (0, "")
+    for op in ("anchor_queries", "cross_attention", "frame_similarity", "pack_context"):
+        (line,) = [line for line in done.out.splitlines() if line.startswith(op)]
+        assert line.split()[-1] == "yes"  # the reference
+    assert "  TDC_BACKEND=auto" in done.out and "  (1) " in done.out
+    assert not any(line != line.rstrip() for line in done.out.splitlines())
+
+
+def test_doctor_works_without_the_model_extra(tdc, monkeypatch):
+    from importlib.metadata import version
+
+    with_rich = tdc("doctor").out
+    absent = ("rich", "transformers", "av")
+    for name in [m for m in sys.modules if m.partition(".")[0] in absent]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in absent:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr("tdc.commands.doctor.version", version)
+    done = tdc("doctor")
+    assert (done.code, done.err) == (0, "")
+    assert [line.split() for line in done.out.splitlines() if "anchor_queries" in line] == [
+        line.split() for line in with_rich.splitlines() if "anchor_queries" in line
+    ]

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The compiled library: exactly the reference's results, the stable ABI only, and a build that can
+be left out."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import tdc_kernels
+from tdc_kernels import native, registry
+
+ROOT = Path(__file__).resolve().parents[2]
+needs_library = pytest.mark.skipif(native.why_not() is not None, reason=str(native.why_not()))
+
+
+@pytest.fixture
+def poisoned_allocations():
+    """Memory that C++ allocates is poisoned too (torch.empty is patched in Python only)."""
+    torch.use_deterministic_algorithms(True, warn_only=True)  # fills uninitialised memory
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+floats = st.sampled_from([0.0, -0.0, 0.5, float("inf"), -float("inf"), float("nan")]) | st.floats(
+    width=32
+)
+
+
+@needs_library
+@given(
+    lengths=st.lists(st.integers(0, 30), max_size=5),
+    num_boundaries=st.integers(0, 12),
+    threshold=st.none() | st.floats(),
+    data=st.data(),
+)
+def test_equals_the_reference(poisoned_allocations, lengths, num_boundaries, threshold, data):
+    cu = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+    pairs = max(int(cu[-1]) - 1, 0)
+    values = data.draw(st.lists(floats, min_size=pairs, max_size=pairs))
+    args = (torch.tensor(values), num_boundaries, cu, threshold)
+    wanted = registry.entry("scene_boundaries", "reference").handle(*args)
+    assert torch.equal(registry.entry("scene_boundaries", "native").handle(*args), wanted)
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ((torch.ones(3).double(), 1), "similarity: unexpected dtype"),
+        ((torch.ones(3, 1), 1), "similarity: expected one contiguous dimension"),
+        ((torch.ones(3), -1), "num_boundaries: expected a number >= 0"),
+        ((torch.ones(3), 1, torch.tensor([0, 4])), "cu_frames: unexpected dtype"),
+        ((torch.ones(3), 1, torch.tensor([0, 9]).int()), "cu_frames: expected a total of one"),
+        ((torch.ones(3), 1, torch.tensor([0, 5, 4]).int()), "cu_frames: expected rising"),
+        ((torch.ones(3), 1, torch.tensor([-1, 4]).int()), "cu_frames: expected rising"),
+        ((torch.ones(3), 1, torch.zeros(0).int()), "cu_frames: expected rising"),
+    ],
+)
+def test_operator_checks_what_it_would_read(args, message):
+    """Called past the public function: an error, never memory that is not ours."""
+    with pytest.raises(RuntimeError, match=message):
+        registry.entry("scene_boundaries", "native").handle(*args)
+
+
+@needs_library
+def test_is_chosen_for_the_cpu():
+    assert registry._available("scene_boundaries", "cpu") == ("native", "reference")
+
+
+@needs_library
+def test_build_info():
+    info = native.build_info()
+    assert info["torch_target"] == "2.11"
+    assert "-march" not in info["flags"]  # one binary for any CPU of the architecture
+    assert set(info) == {"compiler", "flags", "torch_target", "torch_built_against", "cpu"}
+
+
+@needs_library
+@pytest.mark.skipif(shutil.which("nm") is None, reason="no nm")
+def test_stable_abi_only():
+    """No C++ symbol of torch or c10 is imported: those change between releases."""
+    library = Path(tdc_kernels.__file__).with_name(native._LIBRARY)
+    done = subprocess.run(
+        ["nm", "-D", "--undefined-only", str(library)], capture_output=True, text=True, check=True
+    )
+    names = [line.split()[-1] for line in done.stdout.splitlines()]
+    torchs = [n for n in names if "torch" in n or "c10" in n or "2at" in n]
+    assert torchs
+    assert all(n.startswith(("aoti_torch_", "torch_")) for n in torchs)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(None, "was not built"), (b"not a library", "does not load: .*_native.so")],
+)
+def test_missing_or_broken_library_says_so(tmp_path, content, reason):
+    path = tmp_path / "_native.so"
+    if content is not None:
+        path.write_bytes(content)
+    assert re.search(reason, native._load(path))
+
+
+def build(source: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """Runs setup.py as an install does."""
+    return subprocess.run(
+        [sys.executable, "setup.py", "build", "--build-base", str(source / "out")],
+        cwd=source,
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A copy of what the build needs."""
+    pytest.importorskip("setuptools")
+    if not (ROOT / "setup.py").exists():
+        pytest.skip("not run from a source tree")
+    for name in ("setup.py", "pyproject.toml", "LICENSE", "NOTICE"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "README.md").write_text("")
+    shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
+    ignored = shutil.ignore_patterns("*.so", "__pycache__")
+    shutil.copytree(ROOT / "tdc_kernels", tmp_path / "tdc_kernels", ignore=ignored)
+    return tmp_path
+
+
+def said(done: subprocess.CompletedProcess[str]) -> list[str]:
+    return [line for line in done.stdout.splitlines() if "pure-Python" in line]
+
+
+def test_build_can_be_left_out(source):
+    done = build(source, TDC_BUILD_NATIVE="0")
+    assert done.returncode == 0, done.stderr
+    assert said(done) == [
+        "tdc-kernels: pure-Python install without the native library: TDC_BUILD_NATIVE=0"
+    ]
+    built = {p.name for p in (source / "out").rglob("*")}
+    assert "registry.py" in built
+    assert not any(name.endswith(".so") for name in built)
+
+
+def test_build_without_a_compiler(source):
+    done = build(source, TDC_BUILD_NATIVE="", CXX="no-such-compiler")
+    assert done.returncode == 0, done.stderr
+    (line,) = said(done)
+    assert line.endswith("(no-such-compiler)") or "no pybind11" in line
+    done = build(source, TDC_BUILD_NATIVE="1", CXX="no-such-compiler")
+    assert done.returncode != 0
+    assert "TDC_BUILD_NATIVE=1, but the native library: no" in done.stderr
+
+
+@needs_library
+def test_build_that_does_not_compile(source):
+    """A wrong source is a pure-Python install that says so, or an error where one was asked for."""
+    shutil.rmtree(source / "csrc" / "build_info")
+    (source / "csrc" / "scene_boundaries" / "cpu.cpp").write_text("wrong")
+    done = build(source, TDC_BUILD_NATIVE="")
+    assert done.returncode == 0, done.stderr
+    (line,) = said(done)
+    assert "did not compile" in line
+    assert build(source, TDC_BUILD_NATIVE="1").returncode != 0
