@@ -31,9 +31,6 @@ logger = logging.getLogger(__name__)
 # frame or by the padding of the sound, not by more.
 CUT_OFF = 0.5
 
-# Their packets all claim to be keyframes, but each picture is painted over the one before.
-_PAINTED_OVER = frozenset({"gif", "apng"})
-
 
 @dataclass(frozen=True)
 class PacketIndex:
@@ -81,7 +78,7 @@ def packet_index(container: Any, stream: Any, path: str | os.PathLike[str]) -> P
         raise InputError(f"no frames: the video track of {path} is empty")
     if first is None or not shown:
         raise InputError(f"no frames in {path} that carry a time stamp; remux it, e.g. to MP4")
-    if not keys or stream.codec_context.name in _PAINTED_OVER:
+    if not keys:
         keys = [first]
     ordered = np.unique(np.array(shown, dtype=np.int64))
     ordered = ordered[ordered >= min(keys)] if ordered[-1] >= min(keys) else ordered
@@ -95,7 +92,7 @@ def _index(
     start = stream_start(container, stream) / tick
     if stream.start_time is None:
         start = max(start, float(shown[0]))
-    # Transport streams and AVI give the last packet no true duration: take the usual step.
+    # Transport streams, FLV and AVI give packets no true duration: take the usual step.
     step = float(np.median(np.diff(shown))) if len(shown) > 1 else 0.0
     end = max(last, shown[-1] + step)
     seconds = declared_end(container, stream)

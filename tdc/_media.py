@@ -6,9 +6,9 @@ from __future__ import annotations
 import math
 import os
 import re
-import tempfile
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +41,9 @@ def open_media(path: str | os.PathLike[str], kind: str = "video") -> Any:
         container: Any = av.open(f"file:{name}", metadata_errors="replace")
     except (av.error.FFmpegError, OSError) as error:
         raise InputError(_why_not_opened(name, wanted, error)) from None
-    art = any(s.type == "video" and s.codec_context is None for s in container.streams)
     codecs = {s.codec_context.name for s in container.streams if s.codec_context is not None}
     image = container.format.name.endswith("_pipe") or container.format.name == "image2"
-    if image or (codecs & _TEXT_CODECS and not art):
+    if image or codecs & _TEXT_CODECS:
         container.close()
         what = f"an image ({', '.join(sorted(codecs))})" if image else "a text"
         raise InputError(f"not {wanted}: {name} is {what}")
@@ -54,6 +53,8 @@ def open_media(path: str | os.PathLike[str], kind: str = "video") -> Any:
 def _why_not_opened(name: str, wanted: str, error: Exception) -> str:
     if isinstance(error, PermissionError):
         return f"cannot read {name}: permission denied"
+    if isinstance(error, av.error.EOFError):
+        return f"no frames: {name} ends before its first picture or sound"
     if isinstance(error, av.error.InvalidDataError):
         with open(name, "rb") as file:
             head = file.read(12)
@@ -108,7 +109,7 @@ def check_range(start: float | None, end: float | None) -> None:
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
-    """Raise `InputError` if a file cannot be written there; costs nothing, so ask before the work."""
+    """Raise `InputError` if a file cannot be written there; cheap, so ask before the work."""
     target = Path(path)
     if target.is_dir():
         raise InputError(f"cannot write {target}: it is a directory")
@@ -126,20 +127,14 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(path)
     check_writable(target)
+    temporary = target.with_name(f".{target.stem}-{secrets.token_hex(4)}{target.suffix}")
     try:
-        handle, name = tempfile.mkstemp(
-            dir=target.parent, prefix=f".{target.stem}-", suffix=target.suffix
-        )
+        temporary.touch(exist_ok=False)  # with the rights any new file gets, unlike mkstemp
     except OSError as error:
         raise InputError(f"cannot write {target}: {error.strerror}") from None
-    os.close(handle)
     try:
-        yield Path(name)
-        mask = os.umask(0)  # mkstemp makes the file private; give it what open() would have given
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)
-        os.replace(name, target)
+        yield temporary
+        os.replace(temporary, target)
     except BaseException:
-        with suppress(FileNotFoundError):
-            os.unlink(name)
+        temporary.unlink(missing_ok=True)
         raise

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import warnings
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers.audio_utils import mel_filter_bank
@@ -39,31 +40,32 @@ def kaldi_fbank(waveform: Tensor) -> Tensor:
         fp32 ``[..., frames, 128]`` with ``frames = 1 + (n - 400) // 160`` (none below 400 samples).
     """
     # In fp64: near-silent bins are tiny differences of large samples, and BEATs amplifies their
-    # rounding error (1.5e-4 at its output in fp32, half of it in fp64). Metal has no fp64.
-    dtype = torch.float32 if waveform.device.type == "mps" else torch.float64
-    with torch.autocast(waveform.device.type, enabled=False):
-        samples = waveform.to(dtype) * INT16_SCALE
-        if samples.shape[-1] < FRAME_LENGTH:
-            return waveform.new_zeros((*waveform.shape[:-1], 0, NUM_MEL_BINS), dtype=torch.float32)
-        frames = samples.unfold(-1, FRAME_LENGTH, FRAME_SHIFT)  # [..., frames, 400]
-        frames = frames - frames.mean(dim=-1, keepdim=True)
-        previous = torch.cat([frames[..., :1], frames[..., :-1]], dim=-1)
-        frames = (frames - PREEMPHASIS * previous) * _povey_window().to(frames)
-        power = torch.fft.rfft(frames, n=FFT_LENGTH).abs().square()  # [..., frames, 257]
-        return (power @ _mel_filters().to(power)).clamp_min(LOG_FLOOR).log().float()
+    # rounding error (1.5e-4 at its output in fp32, half of it in fp64). Autocast leaves fp64 alone.
+    samples = waveform.double() * INT16_SCALE
+    if samples.shape[-1] < FRAME_LENGTH:
+        return waveform.new_zeros((*waveform.shape[:-1], 0, NUM_MEL_BINS), dtype=torch.float32)
+    frames = samples.unfold(-1, FRAME_LENGTH, FRAME_SHIFT)  # [..., frames, 400]
+    frames = frames - frames.mean(dim=-1, keepdim=True)
+    previous = torch.cat([frames[..., :1], frames[..., :-1]], dim=-1)
+    window = torch.from_numpy(_povey_window()).to(frames.device)
+    frames = (frames - PREEMPHASIS * previous) * window
+    power = torch.fft.rfft(frames, n=FFT_LENGTH).abs().square()  # [..., frames, 257]
+    filters = torch.from_numpy(_mel_filters()).to(power.device)
+    return (power @ filters).clamp_min(LOG_FLOOR).log().float()
+
+
+# Cached as arrays: a tensor would keep the mode (inference, meta device, fake) of the first call.
+@functools.cache
+def _povey_window() -> np.ndarray:
+    return np.hanning(FRAME_LENGTH) ** 0.85  # [400]
 
 
 @functools.cache
-def _povey_window() -> Tensor:
-    return torch.hann_window(FRAME_LENGTH, periodic=False, dtype=torch.float64).pow(0.85)
-
-
-@functools.cache
-def _mel_filters() -> Tensor:
+def _mel_filters() -> np.ndarray:
     with warnings.catch_warnings():
         # The lowest filters are narrower than an FFT bin and stay empty; BEATs was trained so.
         warnings.filterwarnings("ignore", message="At least one mel filter")
-        filters = mel_filter_bank(
+        return mel_filter_bank(
             num_frequency_bins=FFT_LENGTH // 2 + 1,
             num_mel_filters=NUM_MEL_BINS,
             min_frequency=20.0,
@@ -71,5 +73,4 @@ def _mel_filters() -> Tensor:
             sampling_rate=SAMPLE_RATE,
             mel_scale="kaldi",
             triangularize_in_mel_space=True,
-        )
-    return torch.from_numpy(filters)  # [257, 128]
+        )  # [257, 128]

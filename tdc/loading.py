@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import Dinov2Model
 
 from . import _public  # noqa: F401  (registers the Auto classes, which from_pretrained may ask)
 from .config import TDCConfig
@@ -80,12 +81,7 @@ def load_model(
             ignore_mismatched_sizes=True,  # reported in `found`, all of them at once
             **options,
         )
-    _refuse(
-        folder,
-        missing=found["missing_keys"],
-        unexpected=found["unexpected_keys"],
-        wrong=(f"{k} is {list(s)}, expected {list(e)}" for k, s, e in found["mismatched_keys"]),
-    )
+    _refuse(folder, found)
     with _one_line(folder):
         processor = TDCProcessor.from_pretrained(folder)
     model = model.eval() if spread else model.eval().to(place)
@@ -107,7 +103,7 @@ def load_dinov2(
         tower = model.video_encoder.dinov2
         assert tower is not None
         return tower.to(device=place, dtype=_dtype(dtype, "fp32")), model.config
-    folder, prefix = Path(model_dir), "video_encoder.dinov2."
+    folder, prefix = Path(model_dir), "video_encoder.dinov2.model."
     config = read_config(folder)
     if config.dinov2_config is None:
         raise InputError(
@@ -115,27 +111,24 @@ def load_dinov2(
             "convert it again with --dinov2"
         )
     checkpoint = Checkpoint(folder)
+    names = [name for name in checkpoint.shapes if name.startswith(prefix)]
+    state = dict(checkpoint.tensors({name: name for name in names}))
+    kind: Any = Dinov2Model
+    with _one_line(folder):
+        # Through transformers, because what it saves has older names than its modules.
+        model, found = kind.from_pretrained(
+            None,
+            config=config.dinov2_config,
+            state_dict={name.removeprefix(prefix): tensor for name, tensor in state.items()},
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            dtype=_dtype(dtype, "fp32" if place.type == "cpu" else None) or "auto",
+        )
+    _refuse(folder, found, prefix)
     with torch.device("meta"):
         tower = VisionTower(config.dinov2_config, config.tower_grid, config.dinov2_image_size)
-    expected = {prefix + name: tuple(t.shape) for name, t in tower.state_dict().items()}
-    have = {name: s for name, s in checkpoint.shapes.items() if name.startswith(prefix)}
-    _refuse(
-        folder,
-        missing=expected.keys() - have.keys(),
-        unexpected=have.keys() - expected.keys(),
-        wrong=(
-            f"{name} is {list(have[name])}, expected {list(shape)}"
-            for name, shape in expected.items()
-            if name in have and have[name] != shape
-        ),
-    )
-    target = _dtype(dtype, "fp32" if place.type == "cpu" else None)
-    state = {
-        name.removeprefix(prefix): tensor.to(device=place, dtype=target or tensor.dtype)
-        for name, tensor in checkpoint.tensors({name: name for name in expected})
-    }
-    tower.load_state_dict(state, assign=True)
-    return tower.eval(), config
+    tower.model = model
+    return tower.eval().to(place), config
 
 
 def pick_device(name: str | None = None) -> torch.device:
@@ -179,8 +172,7 @@ def read_config(folder: Path) -> TDCConfig:
         )
     if kind != "tdc":
         raise InputError(f"{folder} holds a model of type {kind!r}; expected 'tdc'")
-    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
-        raise InputError(f"{folder} holds no weights; expected model*.safetensors")
+    Checkpoint(folder)  # reads the headers: no weights, or a file that was cut off, is said by name
     with _one_line(folder):
         return TDCConfig.from_pretrained(folder)
 
@@ -190,16 +182,15 @@ def _dtype(name: str | None, default: str | None) -> torch.dtype | None:
     return None if chosen is None else DTYPES[chosen]
 
 
-def _refuse(
-    folder: Path, missing: Collection[str], unexpected: Collection[str], wrong: Iterable[str]
-) -> None:
-    """One line with everything that is wrong with a checkpoint's tensors."""
+def _refuse(folder: Path, found: dict[str, Any], prefix: str = "") -> None:
+    """One line with everything that transformers found wrong with a checkpoint's tensors."""
+    wrong = [f"{k} is {list(s)}, expected {list(e)}" for k, s, e in found["mismatched_keys"]]
     faults = [
-        f"{what} {len(names)}: {_listing(names)}"
+        f"{what} {len(names)}: {_listing([prefix + name for name in sorted(names)])}"
         for what, names in (
-            ("missing", sorted(missing)),
-            ("unexpected", sorted(unexpected)),
-            ("wrong shape", sorted(wrong)),
+            ("missing", found["missing_keys"]),
+            ("unexpected", found["unexpected_keys"]),
+            ("wrong shape", wrong),
         )
         if names
     ]

@@ -22,6 +22,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from tdc_kernels import ContextPlan, plan_context
 
 from .assembly import Prompt, assemble, media_counts, text_token_counts
+from .beats import GatedAttention
 from .budget import context_room
 from .compressor import Compressor
 from .config import TDCConfig
@@ -70,7 +71,7 @@ class TDCForConditionalGeneration(PreTrainedModel, GenerationMixin):
     _supports_flash_attn = True
     _supports_attention_backend = True
     # Parts whose forward reads weights of their children directly: a device map keeps them whole.
-    _no_split_modules = ["Compressor", "SVAConnector", "BEATs", "VisionTower"]
+    _no_split_modules = ["Compressor", "SVAConnector", "BEATs", "VisionTower"]  # noqa: RUF012
 
     def __init__(self, config: TDCConfig) -> None:
         super().__init__(config)
@@ -90,7 +91,7 @@ class TDCForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, (Compressor, SVAConnector, WindowKeysValues)):
+        if isinstance(module, (Compressor, GatedAttention, SVAConnector, WindowKeysValues)):
             module.reset_parameters()
 
     def get_input_embeddings(self) -> nn.Module:

@@ -9,11 +9,11 @@ caught and retried elsewhere.
 
 Environment variables (all there are in this package):
 
-===================  ==============================================================================
-``TDC_BACKEND``      a backend's name, or ``auto`` (default); read once, on import of the package
-``TDC_BUILD_NATIVE`` when installing: ``1`` = failing to build is an error, ``0`` = do not build,
-                     unset = build if torch and a compiler are there
-===================  ==============================================================================
+====================  =============================================================================
+``TDC_BACKEND``       a backend's name, or ``auto`` (default); read once, on import of the package
+``TDC_BUILD_NATIVE``  when installing: ``1`` = failing to build is an error, ``0`` = do not build,
+                      unset = build if torch, pybind11 and a C++ compiler are there
+====================  =============================================================================
 """
 
 from __future__ import annotations

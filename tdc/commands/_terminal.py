@@ -50,15 +50,17 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 
     except ImportError:
         _plain_table(columns, rows, left)
         return
-    console = Console(
-        file=sys.stdout, width=None if sys.stdout.isatty() else _FILE_WIDTH, highlight=False
-    )
+    terminal = sys.stdout.isatty()
+    console = Console(file=sys.stdout, width=None if terminal else _FILE_WIDTH, highlight=False)
     grid = Table(box=box.SIMPLE, pad_edge=False, show_edge=False)
     for i, column in enumerate(columns):
         grid.add_column(column, justify="left" if i < left else "right", overflow="fold")
     for row in rows:
         grid.add_row(*(_escape(cell) for cell in row))
-    console.print(grid)
+    with console.capture() as captured:
+        console.print(grid)
+    for line in captured.get().splitlines():
+        print(line if terminal else line.rstrip())
 
 
 def _escape(cell: str) -> Any:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from tdc.commands._inputs import check_media
 from tdc.commands._options import (
     Subparsers,
     add_audio,
@@ -41,13 +42,9 @@ def add(subparsers: Subparsers) -> None:
 
 
 def run(arguments: Any) -> None:
-    from tdc.audio import has_audio
     from tdc.commands._pipeline import load
-    from tdc.video import probe
 
-    probe(arguments.video)  # bad files are refused before a model is loaded
-    if arguments.audio and not has_audio(arguments.audio):
-        raise InputError(f"--audio: {arguments.audio} has no audio track")
+    check_media(arguments.video, arguments.audio)
     if arguments.question is not None and not arguments.question.strip():
         raise InputError("the question is empty; expected a text")
     if arguments.lvcot and arguments.question is None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tdc.commands._inputs import check_media
 from tdc.commands._options import Subparsers, add_audio, add_generation, add_model, command
 from tdc.commands._terminal import activity, count, table
 from tdc.errors import InputError
@@ -50,13 +51,13 @@ def run(arguments: Any) -> None:
     out = Path(arguments.out)
     video = _video(arguments, out)
     loaded = load(arguments)
+    result = _Run(arguments, loaded, str(video))
     which = loaded.note if loaded.trained else "embedded small model, untrained weights"
     print(f"TDC demo: {video}, {which}")
     if not loaded.trained:
         print(
             "Everything is computed for real, but with untrained weights the answer means nothing."
         )
-    result = _Run(arguments, loaded, str(video))
     features = result.encoded.features
     found = scenes(features.segmentation, features.times, result.encoded.duration)
     print(f"\nScenes ({count(len(features.times), 'frame')}, {result.encoded.duration:.1f} s)\n")
@@ -76,10 +77,9 @@ def run(arguments: Any) -> None:
 def _video(arguments: Any, out: Path) -> Path:
     """The file to run on; the clip is painted where none was given."""
     from tdc.clip import write_demo_clip
-    from tdc.video import probe
 
     if arguments.video:
-        probe(arguments.video)  # bad files are refused before a folder is made
+        check_media(arguments.video, arguments.audio)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tdc.commands._inputs import check_media
 from tdc.commands._options import Subparsers, add_audio, add_model, command
 from tdc.commands._terminal import activity, note
 
@@ -36,10 +37,9 @@ def run(arguments: Any) -> None:
     from tdc.budget import context_room
     from tdc.commands._pipeline import encode_video, load
     from tdc.commands._report import layout
-    from tdc.video import probe
 
     check_writable(arguments.output)
-    probe(arguments.video)  # bad files are refused before a model is loaded
+    check_media(arguments.video, arguments.audio)
     loaded = load(arguments)
     question = arguments.question or ""
     encoded = encode_video(loaded, arguments.video, question, arguments.audio)

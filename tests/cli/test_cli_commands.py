@@ -19,17 +19,17 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 
-def shell(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, cwd=cwd, timeout=120
-    )
+def shell(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=120)
 
 
-def numbers(line: str) -> list[str]:
-    return line.replace(",", "").split()
+def token_counts(out: str) -> dict[str, int]:
+    """Numbers of the table of context tokens."""
+    lines = out[out.index("Context\n") : out.index("Time\n")].replace(",", "").splitlines()
+    return {line.split()[0]: int(line.split()[-3]) for line in lines if line.endswith("%")}
 
 
-# --- the command itself ----------------------------------------------------------------------------
+# --- the command itself --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["doctor", "--help"], ["segment", "--help"]])
@@ -73,30 +73,29 @@ def test_logging_and_warnings_are_as_before_afterwards(tdc, clip, model_dir):
     assert (list(logger.handlers), logger.propagate) == before
 
 
-# --- demo ------------------------------------------------------------------------------------------
+# --- demo ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 def test_demo_makes_a_clip_and_explains_itself(tmp_path):
-    done = shell("-m", "tdc", "demo", "--out", "here", "--max-new-tokens", "3", cwd=tmp_path)
+    here = tmp_path / "here"
+    done = shell("-m", "tdc", "demo", "--out", str(here), "--max-new-tokens", "3")
     assert (done.returncode, done.stderr) == (0, "")
     assert "untrained weights the answer means nothing" in done.stdout
     for heading in ("Scenes (24 frames, 24.0 s)", "Context", "Time", "Question:", "Answer:"):
         assert heading in done.stdout
-    assert sorted(p.name for p in (tmp_path / "here").iterdir()) == ["demo.mp4", "timeline.png"]
-    with Image.open(tmp_path / "here" / "timeline.png") as picture:
+    assert sorted(p.name for p in here.iterdir()) == ["demo.mp4", "timeline.png"]
+    with Image.open(here / "timeline.png") as picture:
         assert picture.width > 1000
-    assert "Timeline: here/timeline.png" in done.stdout
+    assert f"Timeline: {here / 'timeline.png'}" in done.stdout
 
 
 def test_demo_of_an_own_video_adds_up(tdc, clip, model_dir, tmp_path):
     done = tdc("demo", "--video", clip, "--model", model_dir, "--out", tmp_path / "a" / "b")
     assert (done.code, done.err) == (0, "")
-    lines = {numbers(line)[0]: numbers(line) for line in done.out.splitlines() if line.strip()}
     # 4 frames of a model with 8 scenes: all static, 6 visual and 50 audio tokens each.
-    kinds = ("static", "audio", "dynamic", "separator")
-    counts = {kind: int(lines[kind][-3]) for kind in kinds}
-    assert counts == {"static": 24, "audio": 200, "dynamic": 0, "separator": 4}
+    counts = {"static": 24, "audio": 200, "dynamic": 0, "separator": 4, "total": 228}
+    assert token_counts(done.out) == counts
     assert "take 224 tokens: 1.0 times" in done.out
     stages = done.out[done.out.index("Time\n") :].splitlines()
     seconds = [float(line.split()[-3]) for line in stages if line.rstrip().endswith("%")]
@@ -111,11 +110,9 @@ def test_demo_counts_compressed_tokens_and_the_ratio(tdc, clip, own_model, tmp_p
     configure(own_model, num_scenes=1, audio_config=None)
     silent = strip_audio_weights(own_model)
     done = tdc("demo", "--video", clip, "--model", silent, "--out", tmp_path, "--question", "Why?")
-    lines = {numbers(line)[0]: numbers(line) for line in done.out.splitlines() if line.strip()}
     # One scene of four frames: 6 static tokens, 3 frames of 4 tokens, 4 separators.
-    kinds = ("static", "audio", "dynamic", "separator", "total")
-    counts = [int(lines[kind][-3]) for kind in kinds]
-    assert counts == [6, 0, 12, 4, 22]
+    counts = {"static": 6, "audio": 0, "dynamic": 12, "separator": 4, "total": 22}
+    assert token_counts(done.out) == counts
     assert "take 24 tokens: 1.1 times" in done.out
     assert "Question: Why?" in done.out
 
@@ -129,7 +126,7 @@ def strip_audio_weights(folder: Path) -> Path:
     return folder
 
 
-# --- segment ---------------------------------------------------------------------------------------
+# --- segment -------------------------------------------------------------------------------------
 
 
 def test_segment_json_is_all_of_stdout(tdc, tmp_path, model_dir):
@@ -190,7 +187,7 @@ def test_segment_loads_the_tower_of_the_whole_model(tdc, model_dir):
         assert torch.equal(alone(pixels), within.video_encoder.dinov2(pixels))
 
 
-# --- encode ----------------------------------------------------------------------------------------
+# --- encode --------------------------------------------------------------------------------------
 
 
 def test_encode_writes_tokens_and_plan(tdc, clip, own_model, tmp_path):
@@ -241,7 +238,7 @@ def test_encode_hears_the_given_sound(tdc, clip, model_dir, tmp_path):
     assert results[0].shape == results[1].shape and not torch.equal(*results)
 
 
-# --- chat ------------------------------------------------------------------------------------------
+# --- chat ----------------------------------------------------------------------------------------
 
 
 def test_chat_answers_on_stdout_only(tdc, clip, model_dir):
@@ -315,7 +312,7 @@ def test_chat_in_half_precision(tdc, clip, model_dir):
     assert tdc("chat", clip, "Who?", "--model", model_dir, *extra).code == 0
 
 
-# --- doctor ----------------------------------------------------------------------------------------
+# --- doctor --------------------------------------------------------------------------------------
 
 
 def test_doctor_json(tdc):

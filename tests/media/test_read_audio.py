@@ -119,6 +119,8 @@ def test_range_is_a_slice_of_the_whole(tmp_path: Path) -> None:
     whole = read_audio(path)
     np.testing.assert_array_equal(read_audio(path, start=1.25, end=2.5), whole[20000:40000])
     np.testing.assert_array_equal(read_audio(path, start=3), whole[48000:])
+    frame = 108 * 1024 / 44100  # where an AAC frame ends, the resampler has no sample to spare
+    np.testing.assert_array_equal(read_audio(path, end=frame), whole[: round(frame * 16000)])
     assert len(read_audio(path, end=99)) == len(whole)
     assert read_audio(path, start=99).shape == (0,)
 

@@ -120,6 +120,14 @@ def test_gif_painted_over_earlier_frames(tmp_path: Path) -> None:
     assert dark.tolist() == [1, 11, 21, 31]
 
 
+def test_last_frame_lasts_as_long_as_the_others(tmp_path: Path) -> None:
+    """FLV states no durations at all: 60 frames at 30 frames/s are 2 s, not 1.97 s."""
+    audio = tone(1, rate=44100)
+    path = write_clip(tmp_path / "a.flv", frames=60, audio=audio, audio_rate=44100)
+    assert probe(path).duration == pytest.approx(2, abs=0.005)
+    assert numbers_of(read_video(path, fps=2).frames) == [0, 15, 30, 45]
+
+
 def test_max_frames_chooses_like_the_release(clip: Path) -> None:
     video = read_video(clip, fps=5, max_frames=7)
     samples = [int(50 / 7 * i) for i in range(7)]

@@ -69,6 +69,13 @@ def test_bad_token_stays_in_its_bins(target, bad):
 
 
 @targets("anchor_queries")
+def test_fp16_sums_do_not_overflow(target):
+    tokens = torch.full((1, 30, 2), 60_000.0, dtype=torch.float16, device=target.device)
+    got = anchor_queries(tokens, 3, backend=target.backend)  # ten times 60,000; fp16 ends at 65,504
+    assert torch.equal(got, tokens[:, :3])
+
+
+@targets("anchor_queries")
 def test_empty_and_single(target):
     tokens = torch.randn(3, 5, 4, device=target.device)
     none = torch.zeros(0, dtype=torch.int64, device=target.device)

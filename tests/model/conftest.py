@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One tiny model and processor for all tests that do not change them."""
+
+from __future__ import annotations
+
+import pytest
+import tiny
+
+from tdc import TDCForConditionalGeneration, TDCProcessor
+
+
+@pytest.fixture(scope="session")
+def model() -> TDCForConditionalGeneration:
+    return tiny.tiny_model()
+
+
+@pytest.fixture(scope="session")
+def processor() -> TDCProcessor:
+    return tiny.tiny_processor()
