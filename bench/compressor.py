@@ -214,9 +214,12 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(args.threads)
+    load = harness.load_of_others()
     rows = []
     for audio_tokens in (0, 50):
         rows += measure(Shape(frames=args.frames, audio_tokens=audio_tokens), args.rounds)
+    for row in rows:
+        row["load_before"] = load
     print(json.dumps(rows, indent=2) if args.dry_run else harness.record("compressor", rows))
     for row in rows:
         sound = "with sound" if row["shape"]["audio_tokens"] else "no sound"

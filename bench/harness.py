@@ -28,9 +28,14 @@ _VERSIONS = ("torch", "tdc-kernels", "transformers", "triton", "numpy")
 
 @dataclass(frozen=True)
 class Timing:
-    """Wall-clock seconds of one provider, one entry per round."""
+    """Seconds of one provider, one entry per round.
+
+    ``seconds`` is wall clock. ``cpu_seconds`` counts all threads: where it stays far below wall
+    clock times threads, somebody else had the cores and the wall clock measured them.
+    """
 
     seconds: tuple[float, ...]
+    cpu_seconds: tuple[float, ...] = ()
 
     def quantile(self, q: float) -> float:
         """The ``q``-quantile (0 to 1), linear between the two nearest rounds."""
@@ -41,12 +46,15 @@ class Timing:
         return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
 
     def summary(self) -> dict[str, Any]:
-        return {
+        numbers = {
             "median_s": round(statistics.median(self.seconds), 6),
             "p20_s": round(self.quantile(0.2), 6),
             "p80_s": round(self.quantile(0.8), 6),
             "rounds": len(self.seconds),
         }
+        if self.cpu_seconds:
+            numbers["cpu_median_s"] = round(statistics.median(self.cpu_seconds), 6)
+        return numbers
 
 
 def interleave(
@@ -70,25 +78,38 @@ def interleave(
             f"got {len(providers)} providers, {rounds} rounds; expected at least 1 of each"
         )
     names = list(providers)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
+    measured: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     for i in range(-warmup, rounds):
         turn = i % len(names)
         for name in names[turn:] + names[:turn]:
-            elapsed = _time(providers[name])
+            wall, cpu = _time(providers[name])
             if i >= 0:
-                seconds[name].append(elapsed)
-                logger.info("round %d of %d: %s %.3f s", i + 1, rounds, name, elapsed)
-    return {name: Timing(tuple(values)) for name, values in seconds.items()}
+                measured[name].append((wall, cpu))
+                logger.info("round %d of %d: %s %.3f s (cpu %.3f)", i + 1, rounds, name, wall, cpu)
+    return {name: Timing(*zip(*pairs, strict=True)) for name, pairs in measured.items()}
 
 
-def _time(call: Callable[[], object]) -> float:
+def _time(call: Callable[[], object]) -> tuple[float, float]:
+    """Wall-clock and CPU seconds of one call."""
     _synchronize()
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     result = call()
     _synchronize()
-    elapsed = time.perf_counter() - start
+    elapsed = time.perf_counter() - start, time.process_time() - cpu_start
     del result  # freeing hundreds of megabytes is not part of the work
     return elapsed
+
+
+def load_of_others() -> float:
+    """Processes that wanted a core in the last minute; call it before the first measurement.
+
+    A busy machine does not slow both sides alike: many small calls wait at many more barriers than
+    one large one. The load is written into the results, and a warning says when it matters.
+    """
+    load = round(os.getloadavg()[0], 2)
+    if load > 0.5:
+        logger.warning("load is %.1f before the first measurement: ratios will be off", load)
+    return load
 
 
 def _synchronize() -> None:

@@ -28,8 +28,12 @@ from tdc.connector import SVAConnector
 from tdc.towers import VisionTower
 
 FRAMES = 224
-DINOV2_GIANT = {"hidden_size": 1536, "num_attention_heads": 24, "use_swiglu_ffn": True}
-SIGLIP_SO400M = {
+DINOV2_GIANT: dict[str, Any] = {
+    "hidden_size": 1536,
+    "num_attention_heads": 24,
+    "use_swiglu_ffn": True,
+}
+SIGLIP_SO400M: dict[str, Any] = {
     "hidden_size": 1152,
     "intermediate_size": 4304,
     "num_attention_heads": 16,

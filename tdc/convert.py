@@ -362,6 +362,14 @@ def _save_processor(release_dir: Path, bert_dir: Any, config: TDCConfig, out: Pa
         bert_tokenizer = BertTokenizer.from_pretrained(bert_dir)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read the BERT vocabulary in {bert_dir}: {error}") from None
+    # Without its file, transformers makes up a vocabulary of the five special tokens. A table may
+    # be padded by a few rows, up to a multiple of 64.
+    words, rows = len(bert_tokenizer), config.qformer_config.vocab_size
+    if not rows - 64 < words <= rows:
+        raise InputError(
+            f"the BERT vocabulary in {bert_dir} has {words} words, but the Q-Former's table has "
+            f"{rows} rows; give the folder of its BERT (with vocab.txt) with --bert"
+        )
     template = BY_MODEL_TYPE.get(config.text_config.model_type, CHATML)
     TDCProcessor(tokenizer, bert_tokenizer, config, chat_template=template).save_pretrained(out)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -94,7 +95,10 @@ def answer_long_video(
     if num_segments > 1:
         options = {**generate, "max_new_tokens": segment_tokens}
         options.pop("streamer", None)  # several answers at once cannot be streamed
-        thoughts = _segment_answers(model, processor, features, question, num_segments, options)
+        end = int(inputs["media_seconds"]) / model.config.fps
+        thoughts = _segment_answers(
+            model, processor, features, question, num_segments, end, options
+        )
         for number, thought in enumerate(thoughts):
             if on_segment is not None:
                 on_segment(number, thought)
@@ -137,15 +141,14 @@ def _segment_answers(
     features: VideoFeatures,
     question: str,
     num_segments: int,
+    end: float,
     options: dict[str, Any],
 ) -> tuple[SegmentAnswer, ...]:
     config = model.config
     parts = features.split(num_segments, config.num_scenes, config.similarity_threshold)
-    step = 1 / config.fps  # the last frame of a part stands for this much time
-    spans = [
-        (parts.times[first], parts.times[last - 1] + step)
-        for first, last in zip(parts.cu_frames[:-1], parts.cu_frames[1:], strict=True)
-    ]
+    # A part lasts until the next begins: thinned-out frames stand for more than a second each.
+    starts = [parts.times[first] for first in parts.cu_frames[:-1]]
+    spans = list(pairwise([*starts, max(end, parts.times[-1])]))
     texts = [
         SEGMENT_PROMPT.format(
             number=number + 1,

@@ -120,23 +120,16 @@ def _drawn(text: str) -> Iterator[Any]:
 
 
 class _OneLine(logging.Handler):
-    """``warning: ...`` on stderr; a message is said once, however often it is logged."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self._said: set[str] = set()
+    """``warning: ...`` on stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        line = f"{record.levelname.lower()}: {' '.join(record.getMessage().split())}"
-        if line not in self._said:
-            self._said.add(line)
-            note(line)
+        note(f"{record.levelname.lower()}: {' '.join(record.getMessage().split())}")
 
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
     """Our warnings as one line each, none of Python's; as it was before at the end."""
-    handler = _OneLine()
+    handler = _OneLine(logging.WARNING)
     ours = [logging.getLogger(name) for name in _LIBRARIES]
     before = [logger.propagate for logger in ours]
     for logger in ours:

@@ -135,5 +135,5 @@ def _streamer(loaded: Any, arrived: Callable[[], None]) -> Any:
                 arrived()  # takes the progress line away
             print(clean(text), end="\n" if stream_end else "", flush=True)
 
-    # The first thing generate() hands over is the prompt: empty, as it was given as embeddings.
-    return Printer(loaded.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    # generate() hands the prompt over first; it is empty, because it was given as embeddings.
+    return Printer(loaded.processor.tokenizer, skip_special_tokens=True)

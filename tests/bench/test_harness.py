@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,22 @@ def test_interleave_takes_turns_and_drops_the_warmup() -> None:
 def test_interleave_refuses_nothing_to_do(providers: dict, rounds: int) -> None:
     with pytest.raises(ValueError, match="expected at least 1 of each"):
         harness.interleave(providers, rounds)
+
+
+def test_wall_clock_and_cpu_are_told_apart() -> None:
+    (timing,) = harness.interleave({"sleep": lambda: time.sleep(0.05)}, 3, warmup=0).values()
+    assert min(timing.seconds) >= 0.05
+    assert sum(timing.cpu_seconds) < 0.05
+    assert timing.summary()["cpu_median_s"] < timing.summary()["median_s"]
+
+
+@pytest.mark.parametrize("load", [0.2, 5.0])
+def test_a_busy_machine_is_named(
+    load: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(harness.os, "getloadavg", lambda: (load, 0.0, 0.0))
+    assert harness.load_of_others() == load
+    assert [r.levelname for r in caplog.records] == (["WARNING"] if load > 0.5 else [])
 
 
 def test_quantiles_interpolate() -> None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -11,16 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "media"))  # clips.py
 
 from clips import tone, write_clip
+from model_folders import write_model
 
 from tdc.cli import main
-from tdc.model import TDCForConditionalGeneration
-from tdc.processor import TDCProcessor
-from tdc.small import byte_tokenizer, character_bert_tokenizer, small_config
 
 
 @dataclass(frozen=True)
@@ -53,42 +49,16 @@ def tdc(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
     return run
 
 
-def tiny_config() -> dict:
-    """The embedded configuration with pictures of 56 pixels and 6 tokens a frame: 50 ms a run."""
-    config = small_config()
-    config.siglip_config.image_size = config.siglip_image_size = 56
-    config.dinov2_config.image_size = config.dinov2_image_size = 56
-    config.tower_grid, config.connector_grid, config.frame_grid = 4, 2, 2
-    config.num_context_tokens = 4
-    return config.to_dict()
-
-
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder as ``save_pretrained`` writes it. Never change it: ask for ``own_model``."""
-    from tdc.config import TDCConfig
-
-    folder = tmp_path_factory.mktemp("model")
-    config = TDCConfig(**{k: v for k, v in tiny_config().items() if k != "model_type"})
-    torch.manual_seed(0)
-    TDCForConditionalGeneration(config).save_pretrained(folder)
-    TDCProcessor(byte_tokenizer(), character_bert_tokenizer(), config).save_pretrained(folder)
-    return folder
+    return write_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture
 def own_model(model_dir: Path, tmp_path: Path) -> Path:
     """A copy of the model folder that a test may damage."""
     return Path(shutil.copytree(model_dir, tmp_path / "model"))
-
-
-def configure(folder: Path, **fields: object) -> Path:
-    """Change fields of a saved configuration, in the model's and the processor's copy."""
-    for name in ("config.json", "processor_config.json"):
-        data = json.loads((folder / name).read_text())
-        (data if name == "config.json" else data["config"]).update(fields)
-        (folder / name).write_text(json.dumps(data))
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from clips import tone, write_clip
-from conftest import configure
+from model_folders import configure
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -97,11 +97,6 @@ def test_demo_of_an_own_video_adds_up(tdc, clip, model_dir, tmp_path):
     counts = {"static": 24, "audio": 200, "dynamic": 0, "separator": 4, "total": 228}
     assert token_counts(done.out) == counts
     assert "take 224 tokens: 1.0 times" in done.out
-    stages = done.out[done.out.index("Time\n") :].splitlines()
-    seconds = [float(line.split()[-3]) for line in stages if line.rstrip().endswith("%")]
-    assert sum(seconds[:-1]) == pytest.approx(seconds[-1], abs=0.01 * len(seconds))
-    for stage in ("decode video", "decode audio", "SigLIP", "DINOv2", "BEATs", "connector"):
-        assert sum(line.startswith(stage) for line in stages) == 1
     assert (tmp_path / "a" / "b" / "timeline.png").stat().st_size > 10_000
     assert "untrained" not in done.out  # nobody knows what is in the folder
 

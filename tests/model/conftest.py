@@ -3,10 +3,16 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 import tiny
 
 from tdc import TDCForConditionalGeneration, TDCProcessor
+
+# The converter's tests run recordings through what it wrote.
+sys.path.append(str(Path(__file__).parents[1] / "parity"))
 
 
 @pytest.fixture(scope="session")

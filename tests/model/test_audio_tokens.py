@@ -57,7 +57,7 @@ def step_rows(first, last, base=0.0):
     return [[base + 0.16 * step, patch] for step in range(first, last) for patch in range(8)]
 
 
-# --- by exact time -------------------------------------------------------------------------------
+# --- by exact time ---
 
 
 def test_a_second_is_the_time_steps_it_touches():
@@ -140,7 +140,7 @@ def test_number_of_frames_pads_and_cuts():
     assert tokens.shape == (0, 50, 2) and lengths.shape == (0,)
 
 
-# --- the released slicing ------------------------------------------------------------------------
+# --- the released slicing ---
 
 
 def released(seconds, taken, num_frames):
@@ -209,7 +209,7 @@ def test_half_precision_rounds_the_waveform():
     assert rounded[0, 0, 0].item() == torch.tensor(0.1).half().item()
 
 
-# --- the rest ------------------------------------------------------------------------------------
+# --- the rest ---
 
 
 def test_with_the_real_encoder():

@@ -60,7 +60,7 @@ def tiny(**changes):
     return BEATs(BEATsConfig.from_dict(TINY | changes)).eval()
 
 
-# --- filter bank ---------------------------------------------------------------------------------
+# --- filter bank ---
 
 
 @pytest.mark.parametrize("clip", range(4))
@@ -118,7 +118,7 @@ def test_fbank_stays_exact_under_autocast(wave):
         assert torch.equal(kaldi_fbank(wave[:4000]), exact)
 
 
-# --- encoder -------------------------------------------------------------------------------------
+# --- encoder ---
 
 
 @pytest.mark.parametrize("clip", range(4))
@@ -203,7 +203,7 @@ def test_too_short_or_misshapen_is_refused():
         beats(torch.zeros(16_000))
 
 
-# --- checkpoints ---------------------------------------------------------------------------------
+# --- checkpoints ---
 
 
 def published(model, **cfg):

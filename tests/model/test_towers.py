@@ -184,7 +184,7 @@ def test_other_families_are_refused(tmp_path):
         VisionTower.from_pretrained(tmp_path)
 
 
-# --- preprocessing -------------------------------------------------------------------------------
+# --- preprocessing ---
 
 
 @pytest.mark.parametrize("family", ["siglip", "dinov2"])

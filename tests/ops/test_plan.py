@@ -219,6 +219,18 @@ def test_evenly_spaced_windows_when_static_frames_are_too_many(caplog):
     ]
 
 
+def test_limits_below_one_frame_cut_its_end():
+    boundaries = torch.tensor([[2, 4]])
+    static = plan_context(boundaries, [0, 6], None, 9, 2, 7)
+    assert static.anchors.tolist() == [0]
+    assert static.source.tolist() == [0, 1, 2, 3, 4, 5, 6]
+    compressed = plan_context(boundaries, [0, 6], None, None, 3, 2)
+    assert compressed.dynamic.tolist() == [0]
+    assert compressed.source.tolist() == [0, 1]
+    assert static.trimmed.tolist() == [3 * 10 + 3 * 3 - 7]
+    assert compressed.trimmed.tolist() == [6 * 4 - 2]
+
+
 def test_no_warning_without_trimming_or_from_context_length(caplog):
     plan_context(torch.zeros(1, 0).int(), [0, 40], 4, 9, 2)
     context_length(torch.zeros(1, 0).int(), [0, 40], 4, 9, 2, 35)
