@@ -46,7 +46,7 @@ bench: $(VENV)/.installed-dev
 	@$(PY) -m bench.compressor $(ARGS)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	rm -f tdc_kernels/*.so
 	find bench tdc tdc_kernels tests -name __pycache__ -prune -exec rm -rf {} +
 

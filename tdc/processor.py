@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +15,8 @@ from .chat_templates import CHATML
 from .config import TDCConfig
 from .errors import InputError
 from .media_inputs import Medium, Progress, load_image, load_video, pack_media
+
+logger = logging.getLogger(__name__)
 
 VIDEO_TOKEN, IMAGE_TOKEN = "<video>", "<image>"
 _PLACEHOLDER = re.compile(f"({re.escape(VIDEO_TOKEN)}|{re.escape(IMAGE_TOKEN)})")
@@ -167,11 +170,7 @@ class TDCProcessor(ProcessorMixin):
         pad = self.tokenizer.pad_token_id
         pad = self.tokenizer.eos_token_id if pad is None else pad
         input_ids, attention_mask = _pad(ids, pad or 0, left=True)
-        limit = self.config.max_question_tokens
-        rows = [
-            self.qformer_tokenizer(q, truncation=True, max_length=limit).input_ids
-            for q in questions
-        ]
+        rows = [self._question_ids(question) for question in questions]
         question_ids, question_mask = _pad(rows, self.qformer_tokenizer.pad_token_id or 0)
         return {
             "input_ids": input_ids,
@@ -179,6 +178,20 @@ class TDCProcessor(ProcessorMixin):
             "question_ids": question_ids,
             "question_mask": question_mask,
         }
+
+    def _question_ids(self, question: str) -> list[int]:
+        """What the Q-Former reads of a question: at most ``max_question_tokens``."""
+        limit = self.config.max_question_tokens
+        ids = self.qformer_tokenizer(question).input_ids
+        if len(ids) <= limit:
+            return ids
+        logger.warning(
+            "the compressor reads the first %d of the question's %d tokens; the language model "
+            "reads all of it",
+            limit,
+            len(ids),
+        )
+        return self.qformer_tokenizer(question, truncation=True, max_length=limit).input_ids
 
     def _prompt_ids(self, prompt: str) -> list[int]:
         """Ids with ``media_token_id`` at the placeholders; pieces are tokenized on their own."""

@@ -144,7 +144,6 @@ def _draw(arguments: Any, info: VideoInfo, video: Medium, segmentation: Segmenta
             timestamps=video.times,
             similarity=segmentation.video_similarity().cpu().numpy(),
             scene_starts=starts,
-            anchors=starts,
             duration=info.duration,
             title=Path(arguments.video).name,
         )

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from tiny import (
     GPT2,
     LLAMA,
-    QUESTION,
+    PROMPT,
     TIED,
     tiny_config,
+    tiny_inputs,
     tiny_model,
     tiny_processor,
     tiny_sound,
@@ -25,16 +26,9 @@ from tdc.config import RELEASE_BEHAVIOUR
 from tdc.lvcot import ask
 from tdc.model import MEDIA_INPUTS
 
-PROMPT = f"<video>\n{QUESTION}"
-
 
 def media_of(inputs) -> dict:
     return {name: inputs[name] for name in MEDIA_INPUTS if name in inputs}
-
-
-def one(processor, text=PROMPT, frames=10, size=(24, 24), seed=0, sound=4.0):
-    audio = [tiny_sound(sound, seed)] if sound else [False]
-    return processor(text=text, videos=[tiny_video(frames, size, seed)], audio=audio)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +49,7 @@ def pair(processor):
 
 @torch.no_grad()
 def test_context_replaces_the_placeholder(model, processor):
-    inputs = one(processor)
+    inputs = tiny_inputs(processor)
     features = model.encode_video(**media_of(inputs))
     context = model.build_context(features, inputs["question_ids"], inputs["question_mask"])
     prompt = model.prepare_prompt(**inputs)
@@ -75,7 +69,7 @@ def test_context_replaces_the_placeholder(model, processor):
 
 
 def test_loss_is_the_cross_entropy_of_the_next_token(model, processor):
-    inputs = one(processor)
+    inputs = tiny_inputs(processor)
     labels = inputs["input_ids"].clone()
     labels[:, :8] = -100
     with torch.no_grad():
@@ -93,7 +87,7 @@ def test_loss_is_the_cross_entropy_of_the_next_token(model, processor):
 
 def test_gradients_reach_every_part(processor):
     model = tiny_model().train()
-    inputs = one(processor)
+    inputs = tiny_inputs(processor)
     model(**inputs, labels=inputs["input_ids"].clamp(min=0)).loss.backward()
     parts = {
         "video_encoder.siglip.",
@@ -119,7 +113,7 @@ def test_gradients_reach_every_part(processor):
 
 
 def test_gradient_checkpointing_changes_nothing(processor):
-    model, inputs = tiny_model().train(), one(processor)
+    model, inputs = tiny_model().train(), tiny_inputs(processor)
     labels = inputs["input_ids"].clamp(min=0)
 
     def gradient() -> torch.Tensor:
@@ -157,7 +151,7 @@ def test_generated_batch_equals_singles(model, pair):
 @torch.no_grad()
 def test_one_encoding_serves_many_questions(model, processor):
     texts = [PROMPT, "<video>\nIs there a sound?"]
-    runs = [one(processor, text) for text in texts]
+    runs = [tiny_inputs(processor, text) for text in texts]
     features = model.encode_video(**media_of(runs[0]))
     for inputs in runs:
         text = {k: inputs[k] for k in processor.model_input_names}
@@ -178,6 +172,9 @@ def test_images_videos_and_text_in_one_batch(model, processor):
     features = model.encode_video(**media_of(both))
     assert features.kinds == ("image", "video", "image", "image")
     assert [len(image) for image in features.images] == [20, 10, 20]
+    only_video = processor(text="<video>", videos=videos, audio=[False])
+    alone = model.encode_video(**media_of(only_video)).segmentation
+    torch.testing.assert_close(features.segmentation.similarity, alone.similarity)
     parts = [
         processor(text=texts[0], images=images[:2], videos=videos, audio=[False]),
         processor(text=texts[1], images=images[2:]),
@@ -244,66 +241,6 @@ def test_a_question_longer_than_the_context_is_refused(model, processor):
             call(**inputs)
 
 
-# --- generate ---
-
-
-@torch.no_grad()
-def test_greedy_decoding_is_the_argmax_of_forward(model, processor):
-    inputs = one(processor)
-    prompt = model.prepare_prompt(**inputs)
-    answer = model.generate(**inputs, do_sample=False, max_new_tokens=5, eos_token_id=None)
-    embeds, expected = prompt.inputs_embeds, []
-    for _ in range(5):
-        token = model(inputs_embeds=embeds).logits[:, -1].argmax(-1)
-        expected.append(token.item())
-        embeds = torch.cat([embeds, model.get_input_embeddings()(token)[:, None]], 1)
-    assert answer.tolist() == [expected]
-    assert len(set(expected)) > 1
-
-
-def test_sampling_follows_the_seed(model, processor):
-    inputs = one(processor)
-
-    def sample(seed: int) -> list:
-        torch.manual_seed(seed)
-        options = {"do_sample": True, "temperature": 2.0, "top_k": 0, "eos_token_id": None}
-        return model.generate(**inputs, max_new_tokens=12, **options).tolist()
-
-    assert sample(1) == sample(1)
-    assert sample(1) != sample(2)
-
-
-def test_streamer_gets_every_token_as_it_comes(model, processor):
-    class Collector:
-        def __init__(self) -> None:
-            self.pieces, self.ended = [], False
-
-        def put(self, value: torch.Tensor) -> None:
-            self.pieces.append(value.flatten().tolist())
-
-        def end(self) -> None:
-            self.ended = True
-
-    streamer = Collector()
-    answer = model.generate(
-        **one(processor), do_sample=False, max_new_tokens=4, eos_token_id=None, streamer=streamer
-    )
-    tokens = [t for piece in streamer.pieces for t in piece]
-    assert tokens[-4:] == answer[0].tolist() and streamer.ended
-    assert len(streamer.pieces) >= 4
-
-
-def test_generation_stops_at_eos_and_takes_beams(model, processor):
-    inputs = one(processor)
-    free = model.generate(**inputs, do_sample=False, max_new_tokens=6, eos_token_id=None)[0]
-    stop = free[2].item()
-    stopped = model.generate(**inputs, do_sample=False, max_new_tokens=6, eos_token_id=stop)[0]
-    first = free.tolist().index(stop)
-    assert stopped.tolist() == free[: first + 1].tolist()
-    beams = model.generate(**inputs, num_beams=3, do_sample=False, max_new_tokens=4)
-    assert beams.shape[0] == 1 and beams.shape[1] <= 4
-
-
 # --- decoders, dtypes, configurations ---
 
 
@@ -311,7 +248,7 @@ def test_generation_stops_at_eos_and_takes_beams(model, processor):
 def test_other_decoders(text, processor):
     model = tiny_model(tiny_config(text_config=text))
     assert type(model.language_model).__name__.lower().startswith(text["model_type"])
-    inputs = one(processor)
+    inputs = tiny_inputs(processor)
     labels = inputs["input_ids"].clamp(min=0)
     output = model(**inputs, labels=labels)
     assert output.logits.isfinite().all() and output.loss > 0
@@ -328,7 +265,7 @@ def test_half_precision(model, processor, dtype, tmp_path):
     model.save_pretrained(tmp_path)
     half = type(model).from_pretrained(tmp_path, dtype=dtype)
     assert {p.dtype for p in half.parameters()} == {dtype}
-    inputs = one(processor)
+    inputs = tiny_inputs(processor)
     logits, expected = half(**inputs).logits, model(**inputs).logits
     assert logits.dtype == dtype and logits.isfinite().all()
     # Cuts may differ where similarities are close; the video here has clear ones.
@@ -356,8 +293,8 @@ def test_every_option_changes_the_answer(changes, model, processor):
     config = tiny_config(**changes)
     other = tiny_model(config)
     other.load_state_dict(model.state_dict(), strict=False)
-    inputs = one(tiny_processor(config), size=(48, 24), frames=13)
-    base = model(**one(processor, size=(48, 24), frames=13)).logits
+    inputs = tiny_inputs(tiny_processor(config), size=(48, 24), frames=13)
+    base = model(**tiny_inputs(processor, size=(48, 24), frames=13)).logits
     changed = other(**inputs).logits
     assert changed.isfinite().all()
     assert changed.shape != base.shape or (changed - base).abs().max() > 1e-4
@@ -370,7 +307,7 @@ def test_nothing_reads_memory_that_nobody_wrote(processor):
     model = tiny_model()
     assert all(p.isfinite().all() for p in model.parameters())
     assert all(b.isfinite().all() for b in model.buffers() if b.is_floating_point())
-    assert model(**one(processor)).logits.isfinite().all()
+    assert model(**tiny_inputs(processor)).logits.isfinite().all()
 
 
 # --- what is said when it cannot work ---
@@ -383,7 +320,7 @@ def test_without_towers_pixels_are_refused_and_features_are_not(processor):
         )
     )
     with pytest.raises(InputError, match="saved without vision towers"):
-        bare(**one(processor))
+        bare(**tiny_inputs(processor))
     features = bare.video_encoder.encode_features(
         torch.randn(4, 64, 16), torch.randn(4, 64, 24), [4], [(9, 9)], [True], [0.0, 1.0, 2.0, 3.0]
     )

@@ -41,6 +41,28 @@ def test_save_and_load_is_bit_equal(tmp_path, processor, text):
     assert loaded.generation_config.eos_token_id == model.generation_config.eos_token_id
 
 
+def test_missing_parameters_are_initialised(tmp_path, caplog):
+    """A checkpoint of an earlier stage lacks what a later one adds: it gets fresh weights, said."""
+    model = tiny_model(tiny_config(query_type="learned", connector_grid=4, frame_grid=4))
+    names = [
+        "compressor.separator",
+        "compressor.query_tokens",
+        "video_encoder.connector.query",
+        "video_encoder.connector.image_newline",
+        "video_encoder.connector.samplers.0.0.towers.1.position",
+        "video_encoder.beats.encoder.layers.0.self_attn.grep_a",
+        "video_encoder.connector.projector.0.weight",
+    ]
+    state = {k: v for k, v in model.state_dict().items() if k not in names}
+    assert len(state) == len(model.state_dict()) - len(names)
+    model.save_pretrained(tmp_path, state_dict=state)
+    loaded, info = TDCForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
+    assert sorted(info["missing_keys"]) == sorted(names)
+    for name in names:
+        value = loaded.state_dict()[name]
+        assert value.isfinite().all() and value.any(), name
+
+
 @pytest.mark.parametrize("auto", [AutoModelForImageTextToText, AutoModelForMultimodalLM])
 @torch.no_grad()
 def test_auto_classes(tmp_path, model, processor, auto):

@@ -9,10 +9,12 @@ import numpy as np
 import torch
 
 from tdc import TDCConfig, TDCForConditionalGeneration, TDCProcessor
+from tdc.processor import ModelInputs
 from tdc.segment import Segmentation
 from tdc.small import _bert_vocabulary, byte_tokenizer, character_bert_tokenizer
 
 QUESTION = "What moves in the video?"
+PROMPT = f"<video>\n{QUESTION}"
 
 # Large initial weights: with 0.02 every prompt would give nearly the same logits.
 TEXT = {
@@ -114,6 +116,19 @@ def tiny_sound(seconds: float = 10, seed: int = 0) -> np.ndarray:
     """fp32 ``[n]`` at 16 kHz."""
     rng = np.random.default_rng(seed)
     return (0.3 * rng.standard_normal(round(seconds * 16_000))).astype(np.float32)
+
+
+def tiny_inputs(
+    processor: TDCProcessor,
+    text: str = PROMPT,
+    frames: int = 10,
+    size: tuple[int, int] = (24, 24),
+    seed: int = 0,
+    sound: float = 4.0,
+) -> ModelInputs:
+    """Model inputs for one prompt about one video with ``sound`` seconds of sound."""
+    audio = [tiny_sound(sound, seed)] if sound else [False]
+    return processor(text=text, videos=[tiny_video(frames, size, seed)], audio=audio)
 
 
 def cuts_at(boundaries: list[list[int]], cu_frames: list[int], size: int = 3) -> Segmentation:
