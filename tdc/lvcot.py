@@ -8,6 +8,7 @@ and overview share its features, and all segments run as one batch.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,6 +20,8 @@ from .budget import frame_budget
 from .features import VideoFeatures
 from .model import MEDIA_INPUTS, TDCForConditionalGeneration
 from .processor import TDCProcessor
+from .times import clock
+from .video import probe
 
 SEGMENT_PROMPT = (
     "This is part {number} of {total} of a long video, from {start} to {end}. Say briefly what in "
@@ -42,13 +45,6 @@ class LongVideoAnswer:
 
     answer: str
     segments: tuple[SegmentAnswer, ...]
-
-
-def clock(seconds: float) -> str:
-    """``83.4 -> "1:23"``, ``3683 -> "1:01:23"``."""
-    minutes, second = divmod(int(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
 
 
 def answer_long_video(
@@ -95,14 +91,14 @@ def answer_long_video(
     if num_segments > 1:
         options = {**generate, "max_new_tokens": segment_tokens}
         options.pop("streamer", None)  # several answers at once cannot be streamed
-        end = int(inputs["media_seconds"]) / model.config.fps
+        end = _duration(video, int(inputs["media_seconds"]) / model.config.fps)
         thoughts = _segment_answers(
             model, processor, features, question, num_segments, end, options
         )
         for number, thought in enumerate(thoughts):
             if on_segment is not None:
                 on_segment(number, thought)
-        lines = [f"{clock(t.start)}-{clock(t.end)}: {t.answer}" for t in thoughts]
+        lines = [f"{_clock(t.start)}-{_clock(t.end)}: {t.answer}" for t in thoughts]
         text = FINAL_PROMPT.format(thoughts="\n".join(lines), question=question)
         budget = max_frames or frame_budget(model.config, _prompt_length(processor, text))
         config = model.config
@@ -153,8 +149,8 @@ def _segment_answers(
         SEGMENT_PROMPT.format(
             number=number + 1,
             total=len(spans),
-            start=clock(start),
-            end=clock(end),
+            start=_clock(start),
+            end=_clock(end),
             question=question,
         )
         for number, (start, end) in enumerate(spans)
@@ -164,6 +160,15 @@ def _segment_answers(
         SegmentAnswer(start, end, answer)
         for (start, end), answer in zip(spans, answers, strict=True)
     )
+
+
+def _duration(video: Any, sampled: float) -> float:
+    """Seconds of a video; arrays last as long as their frames."""
+    return probe(video).duration if isinstance(video, (str, os.PathLike)) else sampled
+
+
+def _clock(seconds: float) -> str:
+    return clock(seconds, tenths=False)
 
 
 def _chat(processor: TDCProcessor, text: str) -> str:

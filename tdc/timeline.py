@@ -20,6 +20,7 @@ from matplotlib.ticker import FuncFormatter, MultipleLocator
 from PIL import Image
 
 from tdc._media import whole_file
+from tdc.times import clock
 
 _DPI = 110
 _WIDTH, _MARGIN = 14.0, 0.65  # inches
@@ -29,15 +30,6 @@ _TINTS = ("#e4edf8", "#fcefdc")
 _EDGES = ("#7fa3cf", "#e0a95c")
 _INK, _QUIET, _CURVE, _CUT, _SOUND = "#22252b", "#6c7280", "#2158a8", "#c8364b", "#7d8797"
 _STEPS = (0.1, 0.2, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200)
-
-
-def format_time(seconds: float) -> str:
-    """62.0 -> "1:02", 62.5 -> "1:02.5", 3662 -> "1:01:02"."""
-    tenths = round(seconds * 10)
-    minutes, rest = divmod(tenths, 600)
-    second = f"{rest // 10:02d}" + (f".{rest % 10}" if rest % 10 else "")
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{second}" if hours else f"{minutes}:{second}"
 
 
 def draw_timeline(
@@ -86,7 +78,7 @@ def draw_timeline(
     scenes = _Scenes([left, *edges], [*edges, right])
     pictures = list(frames) if len(frames) != len(times) else [frames[s] for s in starts]
     span = right - left
-    length = format_time(span) if span >= 1 else f"{span:.2f} s"
+    length = clock(span) if span >= 1 else f"{span:.2f} s"
     summary = f"{_count(len(starts), 'scene')}, {_count(len(times), 'frame')}, {length}"
     page = _Page(title or "Timeline", summary, _notes(question, answer))
     page.thumbnails(scenes, pictures)
@@ -189,7 +181,7 @@ class _Page:
             _letterbox(axes, pictures[scene].shape, cell / tall)
             for side in axes.spines.values():
                 side.set(color=_EDGES[scene % 2], linewidth=1.8)
-            caption = f"$\\bf{{{scene + 1}}}$  {format_time(scenes.starts[scene])}"
+            caption = f"$\\bf{{{scene + 1}}}$  {clock(scenes.starts[scene])}"
             axes.set_title(caption, loc="left", fontsize=9, pad=3, color=_INK)
         self.y += rows * (tall + _CAPTION + _GAP)
         if len(shown) < total:
@@ -255,7 +247,7 @@ def _time_axis(axes: Axes, left: float, right: float, *, labels: bool) -> None:
     axes.set_xlim(left, right)
     step = next((s for s in _STEPS if (right - left) / s <= 12), (right - left) / 10)
     axes.xaxis.set_major_locator(MultipleLocator(step))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: format_time(x)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: clock(x)))
     axes.tick_params(labelbottom=labels)
     if labels:
         axes.set_xlabel("time", fontsize=9, color=_QUIET, labelpad=2)

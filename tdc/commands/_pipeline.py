@@ -98,12 +98,3 @@ def generation_options(arguments: Any) -> dict[str, Any]:
 def one_line(text: str) -> str:
     """Text of a model for a table or a list: no control characters, no line breaks."""
     return " ".join(clean(text).split())
-
-
-def clock(seconds: float) -> str:
-    """``83.46 -> "1:23.5"``; tenths, because scenes begin at any frame."""
-    tenths = round(seconds * 10)
-    minutes, rest = divmod(tenths, 600)
-    hours, minutes = divmod(minutes, 60)
-    second = f"{rest // 10:02d}.{rest % 10}"
-    return f"{hours}:{minutes:02d}:{second}" if hours else f"{minutes}:{second}"

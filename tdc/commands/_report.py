@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from tdc.commands._pipeline import clock
 from tdc.commands._terminal import table
 from tdc.features import VideoFeatures
 from tdc.segment import Segmentation
+from tdc.times import clock
 from tdc_kernels import ContextPlan
 
 
@@ -52,8 +52,8 @@ def print_scenes(found: Sequence[Scene]) -> None:
     rows = [
         [
             str(scene.number),
-            clock(scene.start),
-            clock(scene.end),
+            clock(scene.start, tenths=True),
+            clock(scene.end, tenths=True),
             str(scene.frames),
             "" if scene.similarity is None else f"{scene.similarity:.4f}",
         ]

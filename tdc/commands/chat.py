@@ -85,11 +85,12 @@ def _converse(arguments: Any, loaded: Any) -> None:
 
 
 def _long_video(arguments: Any, loaded: Any) -> None:
-    from tdc.commands._pipeline import clock, generation_options, one_line
+    from tdc.commands._pipeline import generation_options, one_line
     from tdc.lvcot import SegmentAnswer, answer_long_video
+    from tdc.times import clock
 
     def show(number: int, segment: SegmentAnswer) -> None:
-        span = f"{clock(segment.start)} to {clock(segment.end)}"
+        span = f"{clock(segment.start, tenths=True)} to {clock(segment.end, tenths=True)}"
         note(f"segment {number + 1}, {span}: {one_line(segment.answer)}")
 
     with activity("watching the segments") as arrived:

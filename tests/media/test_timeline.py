@@ -14,7 +14,8 @@ from PIL import Image
 
 import tdc.timeline
 from tdc.errors import InputError
-from tdc.timeline import draw_timeline, format_time
+from tdc.timeline import draw_timeline
+from tdc.times import clock
 
 
 def inputs(frames: int, scenes: int, size: tuple[int, int] = (64, 48), step: float = 1.0) -> dict:
@@ -113,7 +114,7 @@ def test_shows_every_scene_with_its_time(tmp_path: Path, figures: list[Figure]) 
         start = case["scene_starts"][i]
         shown = axes.images[0].get_array()
         np.testing.assert_array_equal(shown[0, 0], case["frames"][start][0, 0])
-        assert axes.get_title(loc="left").endswith(format_time(start))
+        assert axes.get_title(loc="left").endswith(clock(start))
     [plot] = [axes for axes in figure.axes if not axes.images]
     curve = plot.lines[[line.get_label() for line in plot.lines].index("similarity")]
     np.testing.assert_array_equal(curve.get_xdata(), case["timestamps"][1:])
@@ -182,5 +183,5 @@ def test_bad_input(tmp_path: Path) -> None:
     ("seconds", "text"),
     [(0, "0:00"), (62, "1:02"), (62.5, "1:02.5"), (59.99, "1:00"), (3662, "1:01:02")],
 )
-def test_format_time(seconds: float, text: str) -> None:
-    assert format_time(seconds) == text
+def test_clock(seconds: float, text: str) -> None:
+    assert clock(seconds) == text

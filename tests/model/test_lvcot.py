@@ -11,9 +11,10 @@ import torch
 from tiny import tiny_config, tiny_model, tiny_processor, tiny_sound, tiny_video
 
 from tdc import InputError, answer_long_video
-from tdc.lvcot import FINAL_PROMPT, SEGMENT_PROMPT, clock
+from tdc.lvcot import FINAL_PROMPT, SEGMENT_PROMPT
 from tdc.lvcot import ask as ask_model
 from tdc.model import MEDIA_INPUTS
+from tdc.times import clock
 
 FRAMES = 40
 QUESTION = "What moves?"
@@ -99,13 +100,12 @@ def test_prompts(pair, calls):
     result = ask(pair, 3)
     segments, final = calls["prompts"]
     for number, (prompt, question) in enumerate(segments):
-        span = (
-            rf"from {clock(result.segments[number].start)} to {clock(result.segments[number].end)}"
-        )
+        part = result.segments[number]
+        span = rf"from {_clock(part.start)} to {_clock(part.end)}"
         assert re.search(rf"<video>\nThis is part {number + 1} of 3 .* {span}\. ", prompt)
         assert prompt.endswith(f"{QUESTION}<|im_end|>\n<|im_start|>assistant\n")
         assert question == QUESTION  # the compressor reads the bare question
-    thoughts = "\n".join(f"{clock(s.start)}-{clock(s.end)}: {s.answer}" for s in result.segments)
+    thoughts = "\n".join(f"{_clock(s.start)}-{_clock(s.end)}: {s.answer}" for s in result.segments)
     ((prompt, question),) = final
     assert "<video>\n" + FINAL_PROMPT.format(thoughts=thoughts, question=QUESTION) in prompt
     assert question == QUESTION
@@ -123,7 +123,7 @@ def test_segment_answers_are_those_of_the_segments_alone(pair):
         whole = model.encode_video(keep_dinov2=True, **media)
     second = whole.take([range(20, 40)], whole._cut([range(20, 40)], 4, None))
     prompt = SEGMENT_PROMPT.format(
-        number=2, total=2, start=clock(20), end=clock(40), question=QUESTION
+        number=2, total=2, start=_clock(20), end=_clock(40), question=QUESTION
     )
     options = {"do_sample": False, "max_new_tokens": 4}
     alone = ask_model(model, processor, second, [prompt], [QUESTION], **options)
@@ -150,8 +150,12 @@ def test_the_final_answer_streams_and_segments_do_not(pair):
     assert 6 <= streamer.pieces <= 7  # the prompt may be announced
 
 
-def test_clock():
-    assert [clock(s) for s in (0, 83.4, 3683)] == ["0:00", "1:23", "1:01:23"]
+def _clock(seconds):
+    return clock(seconds, tenths=False)
+
+
+def test_clock_without_tenths():
+    assert [_clock(s) for s in (0, 83.96, 3683)] == ["0:00", "1:23", "1:01:23"]
 
 
 def test_what_cannot_be_done_is_said(pair):
