@@ -129,11 +129,13 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     check_writable(target)
     temporary = target.with_name(f".{target.stem}-{secrets.token_hex(4)}{target.suffix}")
     try:
-        temporary.touch(exist_ok=False)  # with the rights any new file gets, unlike mkstemp
+        temporary.touch(exist_ok=False)
+        rights = temporary.stat().st_mode  # what any new file gets here
     except OSError as error:
         raise InputError(f"cannot write {target}: {error.strerror}") from None
     try:
         yield temporary
+        temporary.chmod(rights)  # safetensors puts a private file (0600) in its place
         os.replace(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)

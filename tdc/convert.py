@@ -213,7 +213,10 @@ class ShardWriter:
 
     def _flush(self) -> None:
         path = self._folder / f"shard-{len(self._shards)}.safetensors"
+        path.touch()
+        rights = path.stat().st_mode
         save_file(self._pending, path, metadata={"format": "pt"})
+        path.chmod(rights)  # safetensors writes private files (0600)
         self._shards.append(list(self._pending))
         self._pending, self._size = {}, 0
 

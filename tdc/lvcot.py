@@ -179,7 +179,7 @@ def _chat(processor: TDCProcessor, text: str) -> str:
 
 
 def _prompt_length(processor: TDCProcessor, text: str) -> int:
-    return int(processor.encode_prompts([_chat(processor, text)])["attention_mask"].sum())
+    return len(processor.prompt_ids(_chat(processor, text)))
 
 
 def _frames_per_segment(processor: TDCProcessor, question: str) -> int:

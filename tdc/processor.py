@@ -166,7 +166,7 @@ class TDCProcessor(ProcessorMixin):
             questions = [questions]
         if len(questions) != len(prompts):
             raise ValueError(f"question has {len(questions)} entries; expected {len(prompts)}")
-        ids = [self._prompt_ids(prompt) for prompt in prompts]
+        ids = [self.prompt_ids(prompt) for prompt in prompts]
         pad = self.tokenizer.pad_token_id
         pad = self.tokenizer.eos_token_id if pad is None else pad
         input_ids, attention_mask = _pad(ids, pad or 0, left=True)
@@ -193,7 +193,7 @@ class TDCProcessor(ProcessorMixin):
         )
         return self.qformer_tokenizer(question, truncation=True, max_length=limit).input_ids
 
-    def _prompt_ids(self, prompt: str) -> list[int]:
+    def prompt_ids(self, prompt: str) -> list[int]:
         """Ids with ``media_token_id`` at the placeholders; pieces are tokenized on their own."""
         ids: list[int] = []
         bos = self.tokenizer.bos_token_id

@@ -57,7 +57,7 @@ def small_config() -> TDCConfig:
         connector_hidden_size=64,
         connector_depth=2,
         connector_heads=4,
-        num_scenes=8,
+        num_scenes=6,
     )
 
 

@@ -128,6 +128,7 @@ def test_whole_file(tmp_path: Path) -> None:
     with whole_file(target) as temporary:
         assert temporary.suffix == ".txt" and temporary.parent == tmp_path
         temporary.write_text("new")
+        temporary.chmod(0o600)  # as safetensors leaves it
         assert not target.exists()
     assert target.read_text() == "new"
     (tmp_path / "plain").touch()
