@@ -29,7 +29,9 @@ import torch
 
 logger = logging.getLogger(__name__)
 
-BACKENDS = ("cuda", "triton", "native", "reference")  # order of automatic choice
+# In order of automatic choice. "torch" is plain PyTorch arranged for speed; "reference" is plain
+# PyTorch that reads like the formula, the definition of correct.
+BACKENDS = ("cuda", "triton", "native", "torch", "reference")
 NOT_IMPLEMENTED = "not implemented in this version"
 
 Requires = Callable[[str], "str | None"]  # device type -> None or the reason why not; cached
@@ -43,6 +45,7 @@ class Entry:
     handle: Any  # torch._ops.OpOverload
     requires: Requires | None  # None: runs on every device
     accepts: Accepts | None  # None: takes every dtype and shape the op's contract allows
+    pays: Accepts | None = None  # asked in automatic choice only; None: always worth taking
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ def implement(
     fake: Callable[..., Any] | None = None,
     requires: Requires | None = None,
     accepts: Accepts | None = None,
+    pays: Accepts | None = None,
 ) -> None:
     """Add a backend to an op.
 
@@ -106,7 +110,7 @@ def implement(
     if fake is not None:
         torch.library.register_fake(f"tdc_{backend}::{op}", fake, lib=library)
     handle = getattr(getattr(torch.ops, f"tdc_{backend}"), op).default
-    _ENTRIES[op][backend] = Entry(handle, requires, accepts)
+    _ENTRIES[op][backend] = Entry(handle, requires, accepts, pays)
 
 
 # ---------------------------------------------------------------- choice
@@ -158,10 +162,10 @@ def call(op: str, backend: str | None, *args: Any) -> Any:
     if wanted is None or wanted == "auto":
         entries = _ENTRIES[op]
         for name in _available(op, device):
-            accepts = entries[name].accepts
-            if accepts is None or accepts(*args) is None:
+            entry = entries[name]
+            if all(ask is None or ask(*args) is None for ask in (entry.accepts, entry.pays)):
                 _announce(op, name)
-                return entries[name].handle(*args)
+                return entry.handle(*args)
         raise RuntimeError(f"{op}: no backend can run this call on device {device!r}")
     _check_name(wanted, "backend")
     reason = _refusal(op, wanted, device)

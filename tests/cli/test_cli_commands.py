@@ -317,7 +317,7 @@ def test_doctor_json(tdc):
     assert facts["versions"]["torch"] == torch.__version__
     assert facts["devices"][0]["device"] == "cpu"
     rows = facts["backends"]["cpu"]
-    assert {row["backend"] for row in rows} == {"cuda", "triton", "native", "reference"}
+    assert {row["backend"] for row in rows} == {"cuda", "triton", "native", "torch", "reference"}
     assert all(row["available"] or row["reason"] for row in rows)
     assert all(row["available"] for row in rows if row["backend"] == "reference")
 

@@ -7,7 +7,7 @@ import torch
 
 from tdc_kernels import _checks, registry
 from tdc_kernels.ops.autocast import autocast_dtype, without_autocast
-from tdc_kernels.ops.cross_attention import reference
+from tdc_kernels.ops.cross_attention import absorbed, reference
 
 OP = "cross_attention"
 registry.define(
@@ -17,6 +17,13 @@ registry.define(
     " Tensor? audio_lengths=None) -> Tensor",
 )
 registry.implement(OP, "reference", reference.cross_attention)
+registry.implement(
+    OP,
+    "torch",
+    absorbed.cross_attention,
+    requires=absorbed.requires,
+    pays=absorbed.pays,
+)
 
 
 def cross_attention(
