@@ -9,6 +9,11 @@ import random
 import hypothesis
 import pytest
 import torch
+from torch.utils._device import _device_constructors
+
+# `with torch.device("meta")` recognises torch.empty by identity and remembers the list on first
+# use: let it see the real functions, not the poisoned ones below.
+_device_constructors()
 
 hypothesis.settings.register_profile(
     "tdc",

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from targets import dtypes, targets
 from tolerance import judge
 
-from tdc_kernels import cross_attention
+from tdc_kernels import cross_attention, registry
 
 HEADS = 2
 FLOATS = ("query", "visual", "audio", "w_key", "b_key", "w_value", "b_value")
@@ -258,3 +259,22 @@ def test_errors(changed, error, message):
     args = {**cast(case(), torch.float32), "num_heads": HEADS, **changed}
     with pytest.raises(error, match=message):
         cross_attention(**args)
+
+
+def test_absorbed_weights_are_taken_where_they_pay(monkeypatch):
+    """Many tokens, few queries, fp32: ``torch``; half precision or few tokens: ``reference``."""
+    asked = []
+    for backend in ("torch", "reference"):
+        entry = registry.entry("cross_attention", backend)
+
+        def handle(*args, name=backend, real=entry.handle):
+            asked.append(name)
+            return real(*args)
+
+        monkeypatch.setitem(
+            registry._ENTRIES["cross_attention"], backend, replace(entry, handle=handle)
+        )
+    sizes = {"rows": 3, "frames": 3, "queries": 2, "width": 64, "depth": 48}
+    for visual, dtype in ((96, torch.float32), (96, torch.bfloat16), (3, torch.float32)):
+        cross_attention(**cast(case(**sizes, visual=visual, audio=None), dtype), num_heads=HEADS)
+    assert asked == ["torch", "reference", "reference"]

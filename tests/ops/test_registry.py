@@ -31,13 +31,13 @@ def spy(monkeypatch):
     """A second, capable backend of frame_similarity that returns its name's length."""
     calls = []
 
-    def install(backend, requires=None, accepts=None):
+    def install(backend, requires=None, accepts=None, pays=None):
         def kernel(features, cu_frames=None):
             calls.append(backend)
             return torch.full((features.shape[0] - 1,), float(len(backend)))
 
         entries = {**registry._ENTRIES["frame_similarity"]}
-        entries[backend] = registry.Entry(kernel, requires, accepts)
+        entries[backend] = registry.Entry(kernel, requires, accepts, pays)
         monkeypatch.setitem(registry._ENTRIES, "frame_similarity", entries)
         monkeypatch.setattr(registry, "_AVAILABLE", {})
         monkeypatch.setattr(registry, "_ANNOUNCED", set())
@@ -71,6 +71,14 @@ def test_backend_that_refuses_the_arguments_is_passed_over(spy):
     assert calls == ["triton"]
     with pytest.raises(RuntimeError, match="cannot run frame_similarity: odd"):
         tk.frame_similarity(torch.ones(3, 5), backend="triton")
+
+
+def test_backend_that_does_not_pay_runs_only_when_asked_for(spy):
+    calls = spy("triton", pays=lambda *args: "does not pay at these sizes")
+    tk.frame_similarity(X)
+    assert calls == []
+    tk.frame_similarity(X, backend="triton")
+    assert calls == ["triton"]
 
 
 def test_argument_beats_context_beats_default(spy):
