@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tdc_kernels import cross_attention
+from tdc_kernels import nn as kernels
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
@@ -31,42 +31,28 @@ class SelfAttention(nn.Module):
         self.query = nn.Linear(hidden_size, hidden_size)
         self.key = nn.Linear(hidden_size, hidden_size)
         self.value = nn.Linear(hidden_size, hidden_size)
-        self.output = nn.Linear(hidden_size, hidden_size)
+        self.out = nn.Linear(hidden_size, hidden_size)
         self.norm = nn.LayerNorm(hidden_size, eps=eps)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """``x [M, L, Dq]``; ``mask [M, 1, 1, L]`` bool, True = may be seen, None = all."""
         q, k, v = (split_heads(p(x), self.num_heads) for p in (self.query, self.key, self.value))
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.norm(x + self.output(out.transpose(1, 2).flatten(2)))
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.norm(x + self.out(attended.transpose(1, 2).flatten(2)))
 
 
-class CrossAttention(nn.Module):
-    """Queries look at their frame's visual and audio tokens (``tdc_kernels.cross_attention``)."""
+class CrossAttention(kernels.CrossAttention):
+    """Queries look at their frame's visual and audio tokens; residual and norm around it."""
 
     def __init__(self, hidden_size: int, num_heads: int, encoder_width: int, eps: float) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.query = nn.Linear(hidden_size, hidden_size)
-        self.key = nn.Linear(encoder_width, hidden_size)
-        self.value = nn.Linear(encoder_width, hidden_size)
-        self.output = nn.Linear(hidden_size, hidden_size)
+        super().__init__(hidden_size, encoder_width, num_heads)
         self.norm = nn.LayerNorm(hidden_size, eps=eps)
 
-    def forward(self, x: Tensor, visual: Tensor, audio: Tensor | None, **rows: Any) -> Tensor:
+    def forward(
+        self, x: Tensor, visual: Tensor, audio: Tensor | None = None, **rows: Any
+    ) -> Tensor:
         """``x [M, K, Dq]``; ``rows``: index and lengths, see ``tdc_kernels.cross_attention``."""
-        out = cross_attention(
-            self.query(x),
-            visual,
-            audio,
-            w_key=self.key.weight,
-            b_key=self.key.bias,
-            w_value=self.value.weight,
-            b_value=self.value.bias,
-            num_heads=self.num_heads,
-            **rows,
-        )
-        return self.norm(x + self.output(out))
+        return self.norm(x + super().forward(x, visual, audio, **rows))
 
 
 class FeedForward(nn.Module):

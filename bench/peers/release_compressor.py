@@ -120,7 +120,7 @@ def _attention(block: SelfAttention | CrossAttention, x: Tensor, source: Tensor)
     q, k, v = heads(block.query(x)), heads(block.key(source)), heads(block.value(source))
     probabilities = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)
     out = (probabilities @ v).transpose(1, 2).flatten(2)
-    return block.norm(x + block.output(out))
+    return block.norm(x + block.out(out))
 
 
 def _feed_forward(block: FeedForward, x: Tensor) -> Tensor:
