@@ -27,19 +27,7 @@ def requires(device: str) -> str | None:
     return None if device == "cpu" else f"measured on the CPU only, not on {device!r}"
 
 
-def pays(
-    query: torch.Tensor,
-    visual: torch.Tensor,
-    audio: torch.Tensor | None,
-    w_key: torch.Tensor,
-    b_key: torch.Tensor | None,
-    w_value: torch.Tensor,
-    b_value: torch.Tensor | None,
-    num_heads: int,
-    index: torch.Tensor | None = None,
-    visual_lengths: torch.Tensor | None = None,
-    audio_lengths: torch.Tensor | None = None,
-) -> str | None:
+def pays(query, visual, audio, w_key, b_key, w_value, b_value, num_heads, *rows_of_frames):
     """None where this is the faster way, else why not."""
     if query.dtype not in (torch.float32, torch.float64):
         # Half precision is computed in fp32 here, and CPUs have matrix units for it.
