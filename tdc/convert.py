@@ -162,7 +162,7 @@ def convert_release(
         config.dtype = dtype
         writer = ShardWriter(work, shard_bytes, len(taken), progress)
         for name, tensor in source.tensors(taken):
-            writer.add(taken[name], _reshape(tensor, expected[taken[name]]))
+            writer.add(taken[name], tensor.reshape(expected[taken[name]]))
         for prefix, (origin, load) in elsewhere.items():
             for name, tensor in load(dtype).items():
                 if prefix + name in expected:
@@ -278,10 +278,6 @@ def _squeeze(shape: tuple[int, ...]) -> tuple[int, ...]:
     while len(shape) > 1 and shape[0] == 1:
         shape = shape[1:]
     return shape
-
-
-def _reshape(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    return tensor.reshape(shape)
 
 
 def _listing(names: list[str]) -> str:
