@@ -22,7 +22,12 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 TORCH_TARGET = (2, 11)  # oldest torch the stable-ABI library runs on
-FLAGS = ["-std=c++20", "-O3", "-fvisibility=hidden"]  # no -march: one binary for any x86-64
+FLAGS = [
+    "-std=c++20",
+    "-O3",
+    "-fvisibility=hidden",
+    "-Wno-psabi",
+]  # no -march: one binary for any x86-64
 WANTED = os.environ.get("TDC_BUILD_NATIVE", "")
 
 
@@ -63,9 +68,9 @@ def extensions() -> list[Extension]:
     target = f"0x{TORCH_TARGET[0]:02x}{TORCH_TARGET[1]:02x}000000000000"
     native = Extension(
         "tdc_kernels._native",
-        sources=sorted(glob("csrc/*/cpu.cpp")),
-        depends=sorted(glob("csrc/common/*.h")),
-        include_dirs=[str(torch / "include")],
+        sources=sorted([*glob("csrc/*/cpu.cpp"), *glob("csrc/common/*.cpp")]),
+        depends=sorted(glob("csrc/*/*.h")),
+        include_dirs=["csrc", str(torch / "include")],
         library_dirs=[str(torch / "lib")],
         libraries=["torch_cpu"],  # already loaded when the library is: no rpath
         define_macros=[("TORCH_TARGET_VERSION", target)],

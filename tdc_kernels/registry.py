@@ -2,10 +2,11 @@
 """Which backend runs a call, and why.
 
 Every backend of every op is a ``torch.library`` operator ``tdc_<backend>::<op>``; the schema is the
-same for all of them. A call takes the first capable backend in the order of ``BACKENDS`` (said once
-per op at log level INFO), or exactly the one asked for: by argument, else by ``use_backend``, else
-by the environment. A backend asked for by name that cannot run is an error saying why; nothing is
-caught and retried elsewhere.
+same for all. Compiled backends have ``tdc_<backend>::<op>_backward`` beside it, which the op's
+``autograd.Function`` calls; plain PyTorch differentiates itself. A call takes the first capable
+backend in the order of ``BACKENDS`` (said once per op at log level INFO), or exactly the one asked
+for: by argument, else by ``use_backend``, else by the environment. A backend asked for by name that
+cannot run is an error saying why; nothing is caught and retried elsewhere.
 
 Environment variables (all there are in this package):
 
@@ -43,6 +44,8 @@ class Entry:
     """One backend of one op: the operator to call and what it needs."""
 
     handle: Any  # torch._ops.OpOverload
+    backward: Any | None  # the operator of the gradient, where there is one
+    opaque: bool  # autograd does not see through the handle
     requires: Requires | None  # None: runs on every device
     accepts: Accepts | None  # None: takes every dtype and shape the op's contract allows
     pays: Accepts | None = None  # asked in automatic choice only; None: always worth taking
@@ -58,8 +61,18 @@ class Row:
     reason: str  # why not; empty where available
 
 
+@dataclass(frozen=True)
+class Schema:
+    """What all backends of an op have in common."""
+
+    forward: str
+    backward: str | None
+    fake: Callable[..., Any] | None
+    fake_backward: Callable[..., Any] | None
+
+
 _ENTRIES: dict[str, dict[str, Entry]] = {}
-_SCHEMAS: dict[str, str] = {}
+_SCHEMAS: dict[str, Schema] = {}
 _LIBRARIES: dict[str, torch.library.Library] = {}  # kept alive: registrations die with the object
 _AVAILABLE: dict[tuple[str, str], tuple[str, ...]] = {}
 _ANNOUNCED: set[tuple[str, str]] = set()
@@ -79,38 +92,78 @@ _forced: str | None = _check_name(os.environ.get("TDC_BACKEND") or "auto", "TDC_
 # ---------------------------------------------------------------- registration
 
 
-def define(op: str, schema: str) -> None:
-    """Declare an op. ``schema`` is what follows the name, e.g. ``"(Tensor x) -> Tensor"``."""
-    _SCHEMAS[op] = schema
+def define(
+    op: str,
+    schema: str,
+    fake: Callable[..., Any] | None = None,
+    *,
+    backward: str | None = None,
+    fake_backward: Callable[..., Any] | None = None,
+) -> None:
+    """Declare an op.
+
+    ``schema`` is what follows the name, e.g. ``"(Tensor x) -> Tensor"``; ``backward`` the same for
+    the gradient. The fakes compute the outputs' shapes for backends that nothing can look into.
+    """
+    _SCHEMAS[op] = Schema(schema, backward, fake, fake_backward)
     _ENTRIES[op] = {}
 
 
 def implement(
     op: str,
     backend: str,
-    kernel: Callable[..., Any] | None = None,
+    kernel: Callable[..., Any],
     *,
-    fake: Callable[..., Any] | None = None,
     requires: Requires | None = None,
     accepts: Accepts | None = None,
     pays: Accepts | None = None,
 ) -> None:
-    """Add a backend to an op.
+    """Add a backend made of aten calls: autograd, torch.compile and torch.export look into it."""
+    library = _library(backend)
+    library.define(op + _SCHEMAS[op].forward)
+    library.impl(op, kernel, "CompositeImplicitAutograd")
+    _ENTRIES[op][backend] = Entry(_handle(backend, op), None, False, requires, accepts, pays)
 
-    A ``kernel`` made of aten calls is registered CompositeImplicitAutograd, so that autograd,
-    torch.compile and torch.export see through it. Without one the kernel comes from a compiled
-    library, which registers it for its device, and ``fake`` computes the output's shape.
+
+def implement_compiled(
+    op: str,
+    backend: str,
+    kernel: Callable[..., Any] | None = None,
+    kernel_backward: Callable[..., Any] | None = None,
+    *,
+    keys: tuple[str, ...] = (),
+    requires: Requires | None = None,
+    accepts: Accepts | None = None,
+    pays: Accepts | None = None,
+) -> None:
+    """Add a backend that nothing looks into, known to compilers by the op's fakes.
+
+    Without a ``kernel`` a compiled library registers it when loaded, else it is registered for the
+    dispatch ``keys``.
     """
+    schema = _SCHEMAS[op]
+    parts = [(op, schema.forward, schema.fake, kernel)]
+    if schema.backward is not None:
+        parts.append((f"{op}_backward", schema.backward, schema.fake_backward, kernel_backward))
+    library = _library(backend)
+    for name, text, fake, function in parts:
+        library.define(name + text)
+        torch.library.register_fake(f"tdc_{backend}::{name}", fake, lib=library)
+        for key in keys:
+            library.impl(name, function, key)
+    handles = [_handle(backend, name) for name, *_ in parts]
+    backward = handles[1] if schema.backward is not None else None
+    _ENTRIES[op][backend] = Entry(handles[0], backward, True, requires, accepts, pays)
+
+
+def _library(backend: str) -> torch.library.Library:
     if backend not in _LIBRARIES:
         _LIBRARIES[backend] = torch.library.Library(f"tdc_{backend}", "DEF")
-    library = _LIBRARIES[backend]
-    library.define(op + _SCHEMAS[op])
-    if kernel is not None:
-        library.impl(op, kernel, "CompositeImplicitAutograd")
-    if fake is not None:
-        torch.library.register_fake(f"tdc_{backend}::{op}", fake, lib=library)
-    handle = getattr(getattr(torch.ops, f"tdc_{backend}"), op).default
-    _ENTRIES[op][backend] = Entry(handle, requires, accepts, pays)
+    return _LIBRARIES[backend]
+
+
+def _handle(backend: str, op: str) -> Any:
+    return getattr(getattr(torch.ops, f"tdc_{backend}"), op).default
 
 
 # ---------------------------------------------------------------- choice
@@ -152,10 +205,13 @@ def _announce(op: str, backend: str) -> None:
         logger.info("%s runs on backend %s", op, backend)
 
 
-def call(op: str, backend: str | None, *args: Any) -> Any:
-    """Run ``op`` on the backend asked for, or on the first capable one.
+def choose(op: str, backend: str | None, *args: Any) -> str:
+    """The name of the backend that runs ``op`` with these arguments: the one asked for, or the
+    first capable one. The device of the first argument decides.
 
-    The device of the first argument decides. Safe under ``torch.compile(fullgraph=True)``.
+    Raises:
+        ValueError: no backend of that name.
+        RuntimeError: the one asked for cannot run this call.
     """
     wanted = backend if backend is not None else _forced
     device = args[0].device.type
@@ -165,16 +221,40 @@ def call(op: str, backend: str | None, *args: Any) -> Any:
             entry = entries[name]
             if all(ask is None or ask(*args) is None for ask in (entry.accepts, entry.pays)):
                 _announce(op, name)
-                return entry.handle(*args)
+                return name
         raise RuntimeError(f"{op}: no backend can run this call on device {device!r}")
     _check_name(wanted, "backend")
     reason = _refusal(op, wanted, device)
     if reason is None:
         entry = _ENTRIES[op][wanted]
         reason = entry.accepts(*args) if entry.accepts is not None else None
-        if reason is None:
-            return entry.handle(*args)
-    raise RuntimeError(f"backend {wanted!r} cannot run {op}: {reason}")
+    if reason is not None:
+        raise RuntimeError(f"backend {wanted!r} cannot run {op}: {reason}")
+    return wanted
+
+
+def call(
+    op: str,
+    backend: str | None,
+    *args: Any,
+    function: type[torch.autograd.Function] | None = None,
+) -> Any:
+    """Run ``op`` on the backend asked for, or on the first capable one.
+
+    ``function`` is taken instead of the bare operator where a gradient is wanted and the operator
+    does not differentiate itself: ``function.apply(backend, *args)``. Safe under
+    ``torch.compile(fullgraph=True)``.
+    """
+    name = choose(op, backend, *args)
+    entry = _ENTRIES[op][name]
+    if function is not None and entry.opaque and _wants_gradient(args):
+        return function.apply(name, *args)
+    return entry.handle(*args)
+
+
+def _wants_gradient(args: tuple[Any, ...]) -> bool:
+    tensors = (a for a in args if isinstance(a, torch.Tensor))
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
 @contextmanager

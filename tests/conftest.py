@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 import functools
+import os
 import random
 
 import hypothesis
 import pytest
 import torch
 from torch.utils._device import _device_constructors
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported
 
 # `with torch.device("meta")` recognises torch.empty by identity and remembers the list on first
 # use: let it see the real functions, not the poisoned ones below.

@@ -10,7 +10,7 @@
 #include <span>
 #include <vector>
 
-#include "../common/checks.h"
+#include "scene_boundaries/cpu.h"
 
 namespace tdc {
 namespace {
@@ -47,52 +47,39 @@ void select(std::span<const float> similarity, int32_t frames, std::optional<flo
   std::fill(out.begin() + static_cast<std::ptrdiff_t>(chosen), out.end(), frames);
 }
 
-void check_prefix_sums(std::span<const int32_t> cu, int64_t pairs) {
-  STD_TORCH_CHECK(!cu.empty() && cu.front() == 0 && std::is_sorted(cu.begin(), cu.end()),
-                  "cu_frames: expected rising prefix sums from 0");
-  const int64_t frames = cu.back();
-  STD_TORCH_CHECK(std::max<int64_t>(frames - 1, 0) == pairs,
-                  "cu_frames: expected a total of one frame more than similarity has pairs");
-}
-
 Tensor scene_boundaries(Tensor similarity, int64_t num_boundaries, std::optional<Tensor> cu_frames,
                         std::optional<double> threshold) {
-  STD_TORCH_CHECK(num_boundaries >= 0, "num_boundaries: expected a number >= 0");
   const Tensor dense = torch::stable::contiguous(similarity);
   const auto values = vector_view<float>(dense, "similarity");
   const auto pairs = static_cast<int64_t>(values.size());
-  STD_TORCH_CHECK(pairs < std::numeric_limits<int32_t>::max(), "similarity: too long for int32");
+  const Videos videos(cu_frames, pairs + 1, pairs > 0 ? pairs + 1 : 0);  // no pair: 1 frame or none
+  return boundaries_of(values, num_boundaries, videos, threshold, dense);
+}
 
-  const int32_t whole[] = {0, static_cast<int32_t>(pairs) + 1};  // one video
-  std::span<const int32_t> cu = whole;
-  Tensor dense_cu = dense;
-  if (cu_frames) {
-    dense_cu = torch::stable::contiguous(*cu_frames);
-    cu = vector_view<int32_t>(dense_cu, "cu_frames");
-    check_prefix_sums(cu, pairs);
-  }
-  const auto videos = static_cast<int64_t>(cu.size()) - 1;
+}  // namespace
+
+
+Tensor boundaries_of(std::span<const float> similarity, int64_t num_boundaries,
+                     const Videos& videos, std::optional<double> threshold, const Tensor& like) {
+  STD_TORCH_CHECK(num_boundaries >= 0, "num_boundaries: expected a number >= 0");
   const auto width = static_cast<size_t>(num_boundaries);
-  Tensor out = torch::stable::new_empty(dense, {videos, num_boundaries}, ScalarType::Int);
-  auto* rows = static_cast<int32_t*>(out.mutable_data_ptr());
-
+  Tensor out =
+      torch::stable::new_empty(like, {videos.count(), num_boundaries}, ScalarType::Int);
+  auto* rows = mutable_data<int32_t>(out);
   // PyTorch compares a float tensor with a number in float; so must this.
   std::optional<float> limit;
-  if (threshold) {
-    limit = static_cast<float>(*threshold);
-  }
+  if (threshold) limit = static_cast<float>(*threshold);
   std::vector<Pair> scratch;
-  for (int64_t b = 0; b < videos; ++b) {
-    const auto frames = cu[b + 1] - cu[b];
+  for (int64_t b = 0; b < videos.count(); ++b) {
+    const int32_t frames = videos.frames(b);
     const auto count = static_cast<size_t>(std::max(frames - 1, 0));
-    const auto first = count > 0 ? static_cast<size_t>(cu[b]) : 0;
-    select(values.subspan(first, count), frames, limit, scratch,
+    const auto first = count > 0 ? static_cast<size_t>(videos.first(b)) : 0;
+    select(similarity.subspan(first, count), frames, limit, scratch,
            {rows + static_cast<size_t>(b) * width, width});
   }
   return out;
 }
 
-}  // namespace
 }  // namespace tdc
 
 // The schema is declared once, in Python, for all backends.

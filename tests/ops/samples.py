@@ -91,6 +91,8 @@ def arguments(op: str, n: int, packed: bool) -> tuple[Any, ...]:
 def operator_arguments(op: str, n: int, packed: bool) -> tuple[Any, ...]:
     """The same as the registered operator takes them."""
     args = arguments(op, n, packed)
+    if op in ("frame_similarity", "segment_scenes"):
+        return args[0].flatten(1), *args[1:]
     return (*args[:3], args[3].source) if op == "pack_context" else args
 
 

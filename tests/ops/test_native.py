@@ -16,11 +16,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import tdc_kernels
 from tdc_kernels import native, registry
 
 ROOT = Path(__file__).resolve().parents[2]
-needs_library = pytest.mark.skipif(native.why_not() is not None, reason=str(native.why_not()))
+needs_library = pytest.mark.skipif(
+    native.CPU.why_not() is not None, reason=str(native.CPU.why_not())
+)
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def test_equals_the_reference(poisoned_allocations, lengths, num_boundaries, thr
         ((torch.ones(3, 1), 1), "similarity: expected one contiguous dimension"),
         ((torch.ones(3), -1), "num_boundaries: expected a number >= 0"),
         ((torch.ones(3), 1, torch.tensor([0, 4])), "cu_frames: unexpected dtype"),
-        ((torch.ones(3), 1, torch.tensor([0, 9]).int()), "cu_frames: expected a total of one"),
+        ((torch.ones(3), 1, torch.tensor([0, 9]).int()), "cu_frames: expected a total of 4 frames"),
         ((torch.ones(3), 1, torch.tensor([0, 5, 4]).int()), "cu_frames: expected rising"),
         ((torch.ones(3), 1, torch.tensor([-1, 4]).int()), "cu_frames: expected rising"),
         ((torch.ones(3), 1, torch.zeros(0).int()), "cu_frames: expected rising"),
@@ -74,7 +75,8 @@ def test_operator_checks_what_it_would_read(args, message):
 
 @needs_library
 def test_is_chosen_for_the_cpu():
-    assert registry._available("scene_boundaries", "cpu") == ("native", "reference")
+    for op in ("frame_similarity", "scene_boundaries", "segment_scenes"):
+        assert registry.choose(op, None, torch.ones(3), 1, None) == "native"
 
 
 @needs_library
@@ -89,9 +91,11 @@ def test_build_info():
 @pytest.mark.skipif(shutil.which("nm") is None, reason="no nm")
 def test_stable_abi_only():
     """No C++ symbol of torch or c10 is imported: those change between releases."""
-    library = Path(tdc_kernels.__file__).with_name(native._LIBRARY)
     done = subprocess.run(
-        ["nm", "-D", "--undefined-only", str(library)], capture_output=True, text=True, check=True
+        ["nm", "-D", "--undefined-only", str(native.CPU.path)],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     names = [line.split()[-1] for line in done.stdout.splitlines()]
     torchs = [n for n in names if "torch" in n or "c10" in n or "2at" in n]
@@ -104,10 +108,11 @@ def test_stable_abi_only():
     [(None, "was not built"), (b"not a library", "does not load: .*_native.so")],
 )
 def test_missing_or_broken_library_says_so(tmp_path, content, reason):
-    path = tmp_path / "_native.so"
+    library = native.Library("_native.so", "the native library", "hint")
+    library.path = tmp_path / "_native.so"
     if content is not None:
-        path.write_bytes(content)
-    assert re.search(reason, native._load(path))
+        library.path.write_bytes(content)
+    assert re.search(reason, library.why_not())
 
 
 def build(source: Path, **env: str) -> subprocess.CompletedProcess[str]:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import samples
 import torch
@@ -25,10 +27,53 @@ def with_gradients(args):
 @both
 def test_opcheck(op, backend, packed):
     args = samples.operator_arguments(op, 1, packed)
+    entry = registry.entry(op, backend)
     # All four utilities; they compare outputs, shapes on fake tensors, and gradients if asked for.
-    torch.library.opcheck(
-        registry.entry(op, backend).handle, with_gradients(args) if packed else args
-    )
+    gradients = packed and not entry.opaque  # an opaque one gets its gradient outside, see below
+    torch.library.opcheck(entry.handle, with_gradients(args) if gradients else args)
+
+
+@pytest.mark.parametrize(("op", "backend"), [r for r in REGISTERED if registry.entry(*r).backward])
+@both
+def test_opcheck_backward(op, backend, packed, monkeypatch):
+    """The arguments that the op's autograd.Function really passes."""
+    entry = registry.entry(op, backend)
+    seen = []
+
+    def backward(*args):
+        seen.append(args)
+        return entry.backward(*args)
+
+    entries = {**registry._ENTRIES[op], backend: replace(entry, backward=backward)}
+    monkeypatch.setitem(registry._ENTRIES, op, entries)
+    out = samples.public(op)(*with_gradients(samples.arguments(op, 1, packed)), backend=backend)
+    (out[0] if isinstance(out, tuple) else out).nan_to_num(posinf=0).sum().backward()
+    (args,) = seen
+    torch.library.opcheck(entry.backward, args)
+
+
+@pytest.mark.parametrize(("op", "backend"), REGISTERED)
+@both
+def test_gradient_compiles_once(op, backend, packed):
+    """torch.compile(fullgraph=True) through forward and backward, for any number of frames."""
+    if op == "scene_boundaries":
+        pytest.skip("not differentiable")
+    torch._dynamo.reset()
+    public = samples.public(op)
+
+    def loss(args):
+        out = public(*args, backend=backend)
+        floating = [x for x in (out if isinstance(out, tuple) else (out,)) if x.is_floating_point()]
+        return floating[0].nan_to_num(posinf=0).square().sum()
+
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager")
+    for n in (2, 1, 4):
+        args = with_gradients(samples.arguments(op, n, packed))
+        leaves = [a for a in args if isinstance(a, torch.Tensor) and a.requires_grad]
+        wanted = torch.autograd.grad(loss(args), leaves)
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            got = torch.autograd.grad(compiled(args), leaves)
+        torch.testing.assert_close(got, wanted)
 
 
 def compiles_once(op, packed, compiler, several_sizes):

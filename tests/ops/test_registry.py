@@ -37,7 +37,7 @@ def spy(monkeypatch):
             return torch.full((features.shape[0] - 1,), float(len(backend)))
 
         entries = {**registry._ENTRIES["frame_similarity"]}
-        entries[backend] = registry.Entry(kernel, requires, accepts, pays)
+        entries[backend] = registry.Entry(kernel, None, False, requires, accepts, pays)
         monkeypatch.setitem(registry._ENTRIES, "frame_similarity", entries)
         monkeypatch.setattr(registry, "_AVAILABLE", {})
         monkeypatch.setattr(registry, "_ANNOUNCED", set())

@@ -6,16 +6,30 @@ from __future__ import annotations
 import torch
 
 from tdc_kernels import _checks, registry
-from tdc_kernels.ops.scene_boundaries import native, reference
+from tdc_kernels.ops.backends import implement_fused
+from tdc_kernels.ops.scene_boundaries import reference
 
 OP = "scene_boundaries"
+
+
+def fake(
+    similarity: torch.Tensor,
+    num_boundaries: int,
+    cu_frames: torch.Tensor | None = None,
+    threshold: float | None = None,
+) -> torch.Tensor:
+    videos = 1 if cu_frames is None else cu_frames.shape[0] - 1
+    return similarity.new_empty((videos, num_boundaries), dtype=torch.int32)
+
+
 registry.define(
     OP,
     "(Tensor similarity, int num_boundaries, Tensor? cu_frames=None, float? threshold=None)"
     " -> Tensor",
+    fake,
 )
 registry.implement(OP, "reference", reference.scene_boundaries)
-registry.implement(OP, "native", fake=native.fake, requires=native.requires)
+implement_fused(OP)
 
 
 def scene_boundaries(

@@ -14,9 +14,10 @@ def segment_scenes(
     num_boundaries: int,
     cu_frames: torch.Tensor | None = None,
     threshold: float | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    similarity = frame_similarity(features, cu_frames)
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    similarity, sums = frame_similarity(features, cu_frames)
     if cu_frames is None:  # not through scene_boundaries, which cannot tell 0 frames from 1
-        frames = features.shape[0]
-        return similarity, single_video(similarity, num_boundaries, frames, threshold)
-    return similarity, scene_boundaries(similarity, num_boundaries, cu_frames, threshold)
+        boundaries = single_video(similarity, num_boundaries, features.shape[0], threshold)
+    else:
+        boundaries = scene_boundaries(similarity, num_boundaries, cu_frames, threshold)
+    return similarity, sums, boundaries

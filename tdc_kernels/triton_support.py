@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When the Triton backends run, and importing them only then: ``import tdc_kernels`` must not cost
+the import of triton, nor need it."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+OLDEST, NEXT = (3, 6), (3, 10)
+KEYS = ("CUDA", "CPU")  # dispatch keys; the CPU is Triton's interpreter
+
+
+def interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter (triton reads this when it is imported)."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def requires(device: str) -> str | None:
+    """What every Triton op needs (``registry.Requires``)."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    found = version("triton")
+    if not OLDEST <= tuple(int(x) for x in found.split(".")[:2]) < NEXT:
+        return f"triton {found} is not one of 3.6 to 3.9"
+    if device == "cuda" or (device == "cpu" and interpreted()):
+        return None
+    if device == "cpu":
+        return "runs on GPUs (on the CPU in Triton's interpreter only, TRITON_INTERPRET=1)"
+    return f"runs on CUDA devices only, not on {device!r}"
+
+
+def pays(*args: Any) -> str | None:
+    """``registry.Accepts`` of automatic choice: the interpreter is for tests."""
+    return "the interpreter is for tests" if args[0].device.type == "cpu" else None
+
+
+def lazy(op: str, name: str) -> Callable[..., Any]:
+    """``tdc_kernels.ops.<op>.triton.<name>``, imported on the first call."""
+
+    @functools.cache
+    def function() -> Callable[..., Any]:
+        return getattr(importlib.import_module(f"tdc_kernels.ops.{op}.triton"), name)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return function()(*args, **kwargs)
+
+    return call
