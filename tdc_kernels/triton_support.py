@@ -7,6 +7,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import inspect
 import os
 from collections.abc import Callable
 from importlib.metadata import version
@@ -51,3 +52,16 @@ def lazy(op: str, name: str) -> Callable[..., Any]:
         return function()(*args, **kwargs)
 
     return call
+
+
+def instance(
+    kernel: Any, types: str, warps: int, **constants: Any
+) -> tuple[Any, dict[str, str], dict[str, Any], int]:
+    """A launch for compiling ahead of time: kernel, types of the arguments, constants, warps.
+
+    ``types`` are Triton's names, in order, for the arguments that are no ``constants``.
+    """
+    names = inspect.signature(kernel.fn).parameters
+    rest = iter(types.split())
+    signature = {name: "constexpr" if name in constants else next(rest) for name in names}
+    return kernel, signature, constants, warps

@@ -59,11 +59,25 @@ __device__ __forceinline__ A warp_sum(A x) {
   return x;
 }
 
+#if defined(TDC_CUDA_ON_CPU)
+struct DeviceGuard {  // torch's needs an accelerator
+  explicit DeviceGuard(int32_t) {}
+};
+inline cudaStream_t current_stream(int32_t) { return nullptr; }
+#else
+using torch::stable::accelerator::DeviceGuard;
+inline cudaStream_t current_stream(int32_t device) {
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+#endif
+
 // torch's current device and stream for the lifetime of a call.
 class OnDevice {
  public:
   explicit OnDevice(const Tensor& x)
-      : guard_(x.get_device_index()), stream_(current(x.get_device_index())) {}
+      : guard_(x.get_device_index()), stream_(current_stream(x.get_device_index())) {}
 
   template <typename... P, typename... A>
   void launch(void (*kernel)(P...), dim3 grid, int threads, A&&... args) const {
@@ -77,17 +91,7 @@ class OnDevice {
   }
 
  private:
-  static cudaStream_t current(int32_t device) {
-#if defined(TDC_CUDA_ON_CPU)
-    return nullptr;
-#else
-    void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-    return static_cast<cudaStream_t>(stream);
-#endif
-  }
-
-  torch::stable::accelerator::DeviceGuard guard_;
+  DeviceGuard guard_;
   cudaStream_t stream_;
 };
 

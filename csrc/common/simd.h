@@ -91,6 +91,21 @@ TDC_INLINE Vec<T> load(const T* p, int n = kLanes<T>) {
   }
 }
 
+// 2 kLanes<T> elements in an order of their own, the same for every call: for bf16 the even and the
+// odd ones, which takes a shift and a mask where widening would take shuffles (1.4 times slower).
+template <typename T>
+TDC_INLINE void load_two(const T* p, Vec<T>& a, Vec<T>& b) {
+  if constexpr (std::is_same_v<T, bf16>) {
+    u32v bits;
+    std::memcpy(&bits, p, sizeof(bits));
+    a = reinterpret_cast<f32v>(bits << 16);
+    b = reinterpret_cast<f32v>(bits & 0xffff0000u);
+  } else {
+    a = load<T>(p);
+    b = load<T>(p + kLanes<T>);
+  }
+}
+
 template <typename T>
 TDC_INLINE void store(T* p, Vec<T> v, int n = kLanes<T>) {
   if constexpr (std::is_same_v<T, bf16>) {

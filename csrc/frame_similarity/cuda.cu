@@ -9,22 +9,13 @@ namespace {
 
 using namespace similarity;
 
-// A warp per frame: sums[t] and the similarity of frames t - 1 and t.
+// A warp per frame.
 template <typename A>
 __global__ void __launch_bounds__(kThreads)
     finish(const A* __restrict__ partial, int tiles, int frames, const int32_t* __restrict__ cu,
            int videos, A* __restrict__ sums, float* __restrict__ out) {
   const int t = blockIdx.x * kWarps + threadIdx.x / kWarp;
-  if (t >= frames) return;
-  A dot, square, before = 0, unused;
-  frame_total(partial, t, tiles, dot, square);
-  if (t > 0) frame_total(partial, t - 1, tiles, unused, before);
-  if (threadIdx.x % kWarp != 0) return;
-  sums[2 * t] = dot;
-  sums[2 * t + 1] = square;
-  if (t == 0) return;
-  const A norms = max(sqrt(before), eps<A>()) * max(sqrt(square), eps<A>());
-  out[t - 1] = begins(cu, videos, t) ? INFINITY : static_cast<float>(dot / norms);
+  if (t < frames) finish_frame(partial, t, tiles, begins(cu, videos, t), sums, out);
 }
 
 // Gradient of <x_{t-1}, x_t>; 0 where there is no such pair.
@@ -32,8 +23,7 @@ template <typename A>
 __device__ __forceinline__ A pair_weight(const A* sums, const float* grad, int frames,
                                          const int32_t* cu, int videos, int t) {
   if (t <= 0 || t >= frames || begins(cu, videos, t)) return 0;
-  const A norms = max(sqrt(sums[2 * t - 1]), eps<A>()) * max(sqrt(sums[2 * t + 1]), eps<A>());
-  return static_cast<A>(grad[t - 1]) / norms;
+  return cosine(static_cast<A>(grad[t - 1]), sums[2 * t - 1], sums[2 * t + 1]);
 }
 
 // grad_t = a x_{t-1} + b x_t + c x_{t+1}, walked along time like the forward: every feature is read

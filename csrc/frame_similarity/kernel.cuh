@@ -41,13 +41,18 @@ struct Slice {
 // partial[t][tile] = {<x_{t-1}, x_t>, |x_t|^2} over the block's features, for the frames of its
 // part of time. A block walks along time with the previous frame in registers and the next one
 // already on its way, so that memory is read once; only the first frame of a part has its
-// predecessor read twice, which is why parts are long (parts_of).
+// predecessor read twice, which is why parts are long (parts_of). The counters of the launch that
+// follows are zeroed on the way.
 template <typename T, int V>
 __global__ void __launch_bounds__(kThreads)
     partial_sums(const T* __restrict__ features, int64_t stride, int64_t width, int frames,
-                 int part_frames, acc_t<T>* __restrict__ partial) {
+                 int part_frames, acc_t<T>* __restrict__ partial, int32_t* __restrict__ counters,
+                 int counted) {
   using A = acc_t<T>;
   __shared__ A shared[kBatch][2][kWarps];
+  if (blockIdx.x == 0 && blockIdx.y == 0) {
+    for (int i = threadIdx.x; i < counted; i += kThreads) counters[i] = 0;
+  }
   const int tile = blockIdx.x, tiles = gridDim.x;
   const int64_t column = static_cast<int64_t>(tile) * kTile<T, V> + threadIdx.x * V;
   const int first = blockIdx.y * part_frames;
@@ -110,6 +115,27 @@ __device__ __forceinline__ void frame_total(const A* partial, int t, int tiles, 
   if (t == 0) dot = 0;  // there is no frame before
 }
 
+template <typename A>
+__device__ __forceinline__ A cosine(A dot, A before, A square) {
+  return dot / (max(sqrt(before), eps<A>()) * max(sqrt(square), eps<A>()));
+}
+
+// A warp writes sums[t] and the similarity of frames t - 1 and t; its first lane does the writing.
+// `begins`: frame t begins a video.
+template <typename A>
+__device__ __forceinline__ void finish_frame(const A* partial, int t, int tiles, bool begins,
+                                             A* sums, float* similarity) {
+  A dot, square, before = 0, unused;
+  frame_total(partial, t, tiles, dot, square);
+  if (t > 0) frame_total(partial, t - 1, tiles, unused, before);
+  if (threadIdx.x % kWarp != 0) return;
+  sums += 2 * static_cast<int64_t>(t);
+  sums[0] = dot;
+  sums[1] = square;
+  if (t == 0) return;
+  similarity[t - 1] = begins ? INFINITY : static_cast<float>(cosine(dot, before, square));
+}
+
 // How partial_sums is launched: blocks of features times parts of time.
 struct Grid {
   int64_t tiles;
@@ -126,9 +152,10 @@ inline Grid parts_of(int64_t frames, int64_t width, int tile) {
   return {tiles, static_cast<int>(length), (frames + length - 1) / length};
 }
 
-// partial [F, tiles, 2], launched; tiles are its size(1).
+// partial [F, tiles, 2], launched; tiles are its size(1). The launch also zeroes the counters.
 template <typename T>
-Tensor launch_partial_sums(const OnDevice& device, const Tensor& features) {
+Tensor launch_partial_sums(const OnDevice& device, const Tensor& features,
+                           int32_t* counters = nullptr, int counted = 0) {
   check_rows(features, "features");
   const int64_t frames = features.size(0), width = features.size(1), stride = features.stride(0);
   const T* x = data<T>(features);
@@ -137,9 +164,9 @@ Tensor launch_partial_sums(const OnDevice& device, const Tensor& features) {
   Tensor partial = torch::stable::new_empty(features, {frames, grid.tiles, 2},
                                             scalar_type_of<acc_t<T>>);
   device.launch(wide ? &partial_sums<T, kVector<T>> : &partial_sums<T, 1>,
-                dim3(static_cast<unsigned>(grid.tiles), static_cast<unsigned>(grid.parts)), kThreads,
-                x, stride, width, static_cast<int>(frames), grid.part_frames,
-                mutable_data<acc_t<T>>(partial));
+                dim3(static_cast<unsigned>(grid.tiles), static_cast<unsigned>(grid.parts)),
+                kThreads, x, stride, width, static_cast<int>(frames), grid.part_frames,
+                mutable_data<acc_t<T>>(partial), counters, counted);
   return partial;
 }
 
@@ -155,16 +182,22 @@ struct DeviceVideos {
   }
 };
 
-// Whether a video begins with frame t > 0: no pair of frames reaches across.
-__device__ __forceinline__ bool begins(const int32_t* cu, int videos, int t) {
-  if (cu == nullptr) return false;
-  int low = 0, high = videos + 1;  // the first entry >= t
+// The video of frame t < F: the last one that begins at or before it (empty ones that begin there
+// too come earlier).
+__device__ __forceinline__ int video_of(const int32_t* cu, int videos, int t) {
+  if (cu == nullptr) return 0;
+  int low = 0, high = videos;  // the first entry of cu[1:] > t
   while (low < high) {
     const int middle = (low + high) / 2;
-    if (cu[middle] < t) low = middle + 1;
+    if (cu[middle + 1] <= t) low = middle + 1;
     else high = middle;
   }
-  return low <= videos && cu[low] == t;
+  return low;
+}
+
+// Whether a video begins with frame t, 0 < t < F: no pair of frames reaches across.
+__device__ __forceinline__ bool begins(const int32_t* cu, int videos, int t) {
+  return cu != nullptr && cu[video_of(cu, videos, t)] == t;
 }
 
 }  // namespace tdc::similarity

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// One tile of the features, walked along time: the previous frame's tile is still in the L1 cache
-// when the next one comes, so that memory is read once.
+// One tile of the features, walked along time: the previous frame's tile is still in the cache when
+// the next one comes, so that memory is read once.
 
 namespace tdc::TDC_ISA {
 
@@ -13,18 +13,17 @@ void tile_sums(const T* frames, int64_t stride, int64_t width, int64_t first, in
   for (int64_t t = first; t < last; ++t) {
     const T* x = frames + t * stride;
     const T* previous = t > 0 ? x - stride : x;
-    // The hardware's prefetcher stops at a page: the next frame's tile is asked for by name.
-    const T* next = t + 1 < last ? x + stride : x;
     Vec<T> dot[unroll] = {}, square[unroll] = {};
     int64_t i = 0;
     for (; i + unroll * lanes <= width; i += unroll * lanes) {
-      for (int64_t byte = 0; byte < unroll * lanes * int64_t{sizeof(T)}; byte += 64) {
-        __builtin_prefetch(reinterpret_cast<const char*>(next + i) + byte);
-      }
-      for (int u = 0; u < unroll; ++u) {
-        const Vec<T> a = load<T>(x + i + u * lanes);
-        dot[u] += load<T>(previous + i + u * lanes) * a;
-        square[u] += a * a;
+      for (int u = 0; u < unroll; u += 2) {
+        Vec<T> x0, x1, p0, p1;
+        load_two<T>(x + i + u * lanes, x0, x1);
+        load_two<T>(previous + i + u * lanes, p0, p1);
+        dot[u] += p0 * x0;
+        dot[u + 1] += p1 * x1;
+        square[u] += x0 * x0;
+        square[u + 1] += x1 * x1;
       }
     }
     for (; i < width; i += lanes) {

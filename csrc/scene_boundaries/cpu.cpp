@@ -58,7 +58,6 @@ Tensor scene_boundaries(Tensor similarity, int64_t num_boundaries, std::optional
 
 }  // namespace
 
-
 Tensor boundaries_of(std::span<const float> similarity, int64_t num_boundaries,
                      const Videos& videos, std::optional<double> threshold, const Tensor& like) {
   STD_TORCH_CHECK(num_boundaries >= 0, "num_boundaries: expected a number >= 0");

@@ -93,6 +93,8 @@ def operator_arguments(op: str, n: int, packed: bool) -> tuple[Any, ...]:
     args = arguments(op, n, packed)
     if op in ("frame_similarity", "segment_scenes"):
         return args[0].flatten(1), *args[1:]
+    if op == "anchor_queries":  # the linear map is outside
+        return args[0], args[1], args[4], torch.bfloat16 if packed else None
     return (*args[:3], args[3].source) if op == "pack_context" else args
 
 
@@ -101,7 +103,9 @@ def public(op: str) -> Callable[..., Any]:
     if op != "cross_attention":
         return getattr(tk, op)
 
-    def cross_attention(query, visual, audio, w_key, b_key, w_value, b_value, heads, *rest):
+    def cross_attention(
+        query, visual, audio, w_key, b_key, w_value, b_value, heads, *rest, backend=None
+    ):
         index, visual_lengths, audio_lengths = rest
         return tk.cross_attention(
             query,
@@ -115,6 +119,7 @@ def public(op: str) -> Callable[..., Any]:
             index=index,
             visual_lengths=visual_lengths,
             audio_lengths=audio_lengths,
+            backend=backend,
         )
 
     return cross_attention

@@ -4,6 +4,7 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 from targets import dtypes, targets
 from tolerance import judge
 
-from tdc_kernels import frame_similarity
+from tdc_kernels import frame_similarity, native
+from tdc_kernels.ops.frame_similarity import as_rows
 from tdc_kernels.ops.frame_similarity.reference import accumulate
 
 
@@ -108,6 +110,127 @@ def test_gradcheck(cu):
     cu_frames = None if cu is None else torch.tensor(cu, dtype=torch.int32)
     finite = torch.ones(4, dtype=torch.bool) if cu is None else torch.tensor([1, 0, 1, 1]).bool()
     assert torch.autograd.gradcheck(lambda x: accumulate(x, cu_frames)[0][finite], features)
+
+
+def gradient(function, features, cu_frames, weights):
+    """Gradient of a weighted sum of the similarities inside videos."""
+    x = features.clone().requires_grad_()
+    similarity = function(x, cu_frames)
+    inside = similarity.isfinite()
+    return torch.autograd.grad((similarity[inside] * weights[inside]).sum(), x)[0]
+
+
+def exact_gradient(features, cu_frames, weights):
+    """The derivative written out, pair by pair, in extended precision: fp64 is judged as well."""
+    x = features.double().flatten(1).numpy().astype(np.longdouble)
+    grad = np.zeros_like(x)
+    starts = set() if cu_frames is None else set(cu_frames.tolist())
+    for t in range(1, len(x)):
+        if t in starts:
+            continue
+        a, b = x[t - 1], x[t]
+        g = np.longdouble(weights[t - 1].item())
+        norm_a, norm_b = np.sqrt(a @ a), np.sqrt(b @ b)
+        cosine = a @ b / (norm_a * norm_b)
+        grad[t - 1] += g * (b / (norm_a * norm_b) - cosine * a / norm_a**2)
+        grad[t] += g * (a / (norm_a * norm_b) - cosine * b / norm_b**2)
+    return torch.from_numpy(grad.astype(np.float64))
+
+
+def plain(features, cu_frames):
+    """torch's own function in the features' dtype."""
+    s = F.cosine_similarity(features[:-1].flatten(1), features[1:].flatten(1), dim=1)
+    if cu_frames is None:
+        return s
+    starts = [t - 1 for t in cu_frames.tolist() if 0 < t < len(features)]
+    return s.index_fill(0, torch.tensor(starts, dtype=torch.long), math.inf)
+
+
+@targets("frame_similarity")
+@dtypes
+@pytest.mark.parametrize("cu", [None, [0, 1, 1, 18, 40]])
+@pytest.mark.parametrize("width", [3, 64, 3000])
+def test_gradient(target, dtype, cu, width):
+    features = torch.randn(40, width).to(dtype)
+    weights = torch.randn(39)
+    cu_frames = None if cu is None else torch.tensor(cu)
+
+    def ours(x, cu_frames):
+        on_device = None if cu_frames is None else cu_frames.to(target.device)
+        return frame_similarity(x.to(target.device), on_device, backend=target.backend).cpu()
+
+    got = gradient(ours, features, cu_frames, weights)
+    assert got.dtype == dtype
+    judge(
+        got,
+        gradient(plain, features, cu_frames, weights.to(dtype)),
+        exact_gradient(features, cu_frames, weights),
+    )
+
+
+@targets("frame_similarity")
+def test_gradient_of_zero_and_tiny_frames(target):
+    features = torch.randn(5, 8)
+    features[1] = 0
+    features[3] *= 1e-9
+    got = gradient(
+        lambda x, cu: frame_similarity(x.to(target.device), backend=target.backend).cpu(),
+        features,
+        None,
+        torch.ones(4),
+    )
+    wanted = gradient(lambda x, cu: accumulate(x, cu)[0], features.double(), None, torch.ones(4))
+    torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=0)
+
+
+@targets("frame_similarity")
+def test_gradient_stays_within_its_video(target):
+    """A NaN in one video reaches no gradient of another."""
+    features = torch.randn(6, 4)
+    features[2] = math.nan
+    cu_frames = torch.tensor([0, 3, 6])
+    x = features.to(target.device).requires_grad_()
+    similarity = frame_similarity(x, cu_frames.to(target.device), backend=target.backend)
+    grad = torch.autograd.grad(similarity[3:].sum(), x)[0].cpu()
+    if target.backend != "reference":  # 0 * NaN in plain PyTorch
+        assert grad[3:].isfinite().all()
+    assert grad[3:].nan_to_num().any()
+
+
+@targets("frame_similarity")
+def test_same_bits_every_time(target):
+    features = torch.randn(70, 5000, device=target.device, requires_grad=True)
+    runs = []
+    threads = torch.get_num_threads()
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        out = frame_similarity(features, backend=target.backend)
+        runs.append((out, torch.autograd.grad(out.sum(), features)[0]))
+    torch.set_num_threads(threads)
+    for first, second in zip(*runs, strict=True):
+        assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("name", native.INSTRUCTION_SETS)
+@dtypes
+def test_every_instruction_set(name, dtype, instruction_set):
+    instruction_set(name)
+    for width in (2, 31, 64, 257, 40_000):  # below, at and beyond a vector, a loop and a tile
+        features = torch.randn(4, width).to(dtype)
+        got = frame_similarity(features, backend="native")
+        judge(got, plain(features, None).float(), exact(features))
+        ours = gradient(
+            lambda x, _: frame_similarity(x, backend="native"), features, None, torch.ones(3)
+        )
+        theirs = gradient(plain, features, None, torch.ones(3, dtype=dtype))
+        judge(ours, theirs, exact_gradient(features, None, torch.ones(3)))
+
+
+def test_frames_are_not_copied_where_memory_allows():
+    base = torch.randn(6, 4, 8)
+    for view in (base, base[::2], base[:, 1:3], base.transpose(1, 2), base[0].expand(5, 4, 8)):
+        assert as_rows(view).untyped_storage().data_ptr() == base.untyped_storage().data_ptr()
+    assert as_rows(base[:, :, ::3]).stride(1) == 1  # gaps: a copy
 
 
 @targets("frame_similarity")

@@ -73,7 +73,9 @@ def test_gradient_compiles_once(op, backend, packed):
         wanted = torch.autograd.grad(loss(args), leaves)
         with torch._dynamo.config.patch(error_on_recompile=True):
             got = torch.autograd.grad(compiled(args), leaves)
-        torch.testing.assert_close(got, wanted)
+        scale = max(w.abs().max() for w in wanted)  # a key's bias has a gradient of zero
+        for ours, theirs in zip(got, wanted, strict=True):  # sums in another order
+            torch.testing.assert_close(ours / scale, theirs / scale)
 
 
 def compiles_once(op, packed, compiler, several_sizes):

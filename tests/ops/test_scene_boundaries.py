@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from targets import targets
 
-from tdc_kernels import frame_similarity, scene_boundaries, segment_scenes
+from tdc_kernels import scene_boundaries
 
 
 def naive(
@@ -73,10 +73,48 @@ def test_long_video(target):
     assert got.tolist() == naive(similarity.tolist(), 500, [0, 20_001], None)
 
 
+LONG = {
+    # Beyond what a block of threads looks at in one step, and any digit of a key may decide.
+    "any bits": lambda n: torch.randint(-(2**31), 2**31, (n,)).to(torch.int32).view(torch.float32),
+    "equals in every block": lambda n: torch.randint(5, (n,)).float(),
+    "last digit": lambda n: (
+        (torch.randint(200, (n,)) + 0x3F7F0000).to(torch.int32).view(torch.float32)
+    ),
+    "all equal": lambda n: torch.full((n,), -0.5),
+}
+
+
+@targets("scene_boundaries")
+@pytest.mark.parametrize("kind", LONG)
+@pytest.mark.parametrize(("num_boundaries", "threshold"), [(1, None), (400, 1.0), (1500, None)])
+def test_long_and_short_videos(target, kind, num_boundaries, threshold):
+    cu = torch.tensor([0, 2600, 1, 0, 33, 1026, 2, 0]).cumsum(0).tolist()
+    similarity = LONG[kind](cu[-1] - 1)
+    got = scene_boundaries(
+        similarity.to(target.device),
+        num_boundaries,
+        torch.tensor(cu, device=target.device),
+        threshold,
+        backend=target.backend,
+    )
+    assert got.tolist() == naive(similarity.tolist(), num_boundaries, cu, threshold)
+
+
 @targets("scene_boundaries")
 def test_all_equal_takes_the_earliest(target):
     got = scene_boundaries(torch.ones(9, device=target.device), 4, backend=target.backend)
     assert got.tolist() == [[1, 2, 3, 4]]
+
+
+@targets("scene_boundaries")
+def test_both_zeros_are_equal(target):
+    similarity = torch.tensor([0.0, -0.0, 0.0, -1.0, -0.0], device=target.device)
+    got = scene_boundaries(similarity, 2, backend=target.backend)
+    assert got.tolist() == [[1, 4]]
+    got = scene_boundaries(similarity, 2, threshold=-0.0, backend=target.backend)
+    assert got.tolist() == [[4, 6]]
+    got = scene_boundaries(-similarity, 3, threshold=0.0, backend=target.backend)
+    assert got.tolist() == [[6, 6, 6]]
 
 
 @targets("scene_boundaries")
@@ -86,6 +124,14 @@ def test_threshold_is_compared_in_fp32(target):
         torch.tensor([0.7, 0.6], device=target.device), 2, threshold=0.7, backend=target.backend
     )
     assert got.tolist() == [[2, 3]]
+
+
+@targets("scene_boundaries")
+@pytest.mark.parametrize(("threshold", "wanted"), [(1e300, [1, 2, 4]), (-1e300, [5, 5, 5])])
+def test_threshold_beyond_fp32_is_infinite(target, threshold, wanted):
+    similarity = torch.tensor([3e38, math.nan, math.inf, -1.0], device=target.device)
+    got = scene_boundaries(similarity, 3, threshold=threshold, backend=target.backend)
+    assert got.tolist() == [wanted]
 
 
 @targets("scene_boundaries")
@@ -106,38 +152,6 @@ def test_empty_batch(target):
         backend=target.backend,
     )
     assert got.shape == (0, 3)
-
-
-@targets("segment_scenes")
-@pytest.mark.parametrize("cu", [None, [0, 0, 12, 13, 30]])
-def test_segment_scenes_is_both(target, cu):
-    features = torch.randn(30, 4, 5, device=target.device)
-    cu_frames = None if cu is None else torch.tensor(cu, device=target.device)
-    boundaries, similarity = segment_scenes(features, 5, cu_frames, 0.5, backend=target.backend)
-    torch.testing.assert_close(similarity, frame_similarity(features, cu_frames))
-    wanted = scene_boundaries(similarity, 5, cu_frames, 0.5, backend="reference")
-    assert torch.equal(boundaries, wanted)
-
-
-@targets("segment_scenes")
-@pytest.mark.parametrize("frames", [0, 1, 2])
-@pytest.mark.parametrize("packed", [False, True])
-def test_segment_scenes_few_frames(target, frames, packed):
-    features = torch.randn(frames, 4, device=target.device)
-    cu = torch.tensor([0, frames], device=target.device) if packed else None
-    boundaries, similarity = segment_scenes(features, 3, cu, backend=target.backend)
-    assert similarity.shape == (max(frames - 1, 0),)
-    wanted = {0: [0, 0, 0], 1: [1, 1, 1], 2: [1, 2, 2]}[frames]
-    assert boundaries.tolist() == [wanted]
-
-
-@targets("segment_scenes")
-def test_segment_scenes_gradient(target):
-    features = torch.randn(6, 4, device=target.device, requires_grad=True)
-    _, similarity = segment_scenes(features, 2, backend=target.backend)
-    got = torch.autograd.grad(similarity.sum(), features)[0]
-    wanted = torch.autograd.grad(frame_similarity(features).sum(), features)[0]
-    torch.testing.assert_close(got, wanted)
 
 
 def test_beyond_32_bit_addresses_on_meta():

@@ -4,11 +4,14 @@ memory is read once; a second launch adds the tiles up in a fixed order."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 
 from tdc_kernels.ops.frame_similarity import accumulation_dtype
+from tdc_kernels.triton_support import instance
 
 EPS = tl.constexpr(1e-8)  # smallest norm divided by, as in torch.nn.functional.cosine_similarity
 
@@ -18,6 +21,10 @@ TILE_BYTES, WARPS = 4096, 4
 PARTS = 1024  # programs wanted in all; a part of time is at least ...
 PART_FRAMES = 32  # ... this long, as its first frame's predecessor is read twice
 
+# Frames of a program of the second launch, tiles added up at once, warps. The order of summation
+# depends on them, so segment_scenes takes the same. Not tuned on a GPU.
+FINISH_ROWS, FINISH_BLOCK, FINISH_WARPS = 8, 128, 4
+
 
 def part_frames(frames: int, tiles: int) -> int:
     """Frames of one program's part of time."""
@@ -26,18 +33,25 @@ def part_frames(frames: int, tiles: int) -> int:
 
 
 @triton.jit
-def begins(cu_frames, videos, t):
-    """Whether a video begins with frame t (a scalar): no pair of frames reaches across."""
-    low = 0
-    high = videos + 1
-    while low < high:  # the first entry >= t
+def video_of(cu_frames, videos, t):
+    """The videos of frames t, a number or a block: the last one that begins at or before t (empty
+    ones that begin there too come earlier); `videos` where there is no such frame."""
+    low = t * 0
+    high = low + videos
+    steps = videos
+    while steps > 0:  # the first entry of cu_frames[1:] > t
         middle = (low + high) // 2
-        if tl.load(cu_frames + middle) < t:
-            low = middle + 1
-        else:
-            high = middle
-    inside = low <= videos
-    return inside & (tl.load(cu_frames + low, mask=inside, other=-1) == t)
+        end = tl.load(cu_frames + middle + 1, mask=low < high, other=0x7FFFFFFF)
+        low = tl.where(end <= t, middle + 1, low)
+        high = tl.where(end <= t, high, middle)
+        steps = steps // 2
+    return low
+
+
+@triton.jit
+def begins(cu_frames, videos, t):
+    """Whether a video begins with frames t: no pair of frames reaches across."""
+    return tl.load(cu_frames + video_of(cu_frames, videos, t)) == t
 
 
 @triton.jit
@@ -46,6 +60,8 @@ def partial_sums(
     partial,  # [F, 2, tiles]: <x_{t-1}, x_t> and |x_t|^2 over the program's features
     stride,
     width,
+    counters,  # int32 of the launch that follows, zeroed on the way, or None
+    counted,
     frames,
     steps,
     BLOCK: tl.constexpr,
@@ -53,17 +69,21 @@ def partial_sums(
 ):
     tile = tl.program_id(0)
     tiles = tl.num_programs(0)
+    if counters is not None and (tile == 0) & (tl.program_id(1) == 0):
+        for start in range(0, counted, BLOCK):
+            index = start + tl.arange(0, BLOCK)
+            tl.store(counters + index, 0, mask=index < counted)
     first = tl.program_id(1) * steps
     last = tl.minimum(first + steps, frames)
     column = tile.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = column < width
     x = features + first.to(tl.int64) * stride + column
-    previous = tl.load(x - stride, mask=mask & (first > 0), other=0.0).to(ACC)
+    previous = tl.load(x - stride, mask=column < tl.where(first > 0, width, 0), other=0.0).to(ACC)
     current = tl.load(x, mask=mask, other=0.0)
     out = partial + first.to(tl.int64) * 2 * tiles + tile
     for t in range(first, last):
         x += stride
-        following = tl.load(x, mask=mask & (t + 1 < last), other=0.0)
+        following = tl.load(x, mask=column < tl.where(t + 1 < last, width, 0), other=0.0)
         value = current.to(ACC)
         tl.store(out, tl.sum(previous * value, 0))
         tl.store(out + tiles, tl.sum(value * value, 0))
@@ -73,20 +93,21 @@ def partial_sums(
 
 
 @triton.jit
-def frame_total(partial, t, tiles, BLOCK: tl.constexpr, ACC: tl.constexpr):
-    """<x_{t-1}, x_t> (0 for the first frame), |x_{t-1}|^2 and |x_t|^2, tiles added up in order."""
-    dot = tl.zeros([BLOCK], dtype=ACC)
-    before = tl.zeros([BLOCK], dtype=ACC)
-    square = tl.zeros([BLOCK], dtype=ACC)
-    row = partial + t.to(tl.int64) * 2 * tiles
+def frame_totals(partial, t, frames, tiles, BLOCK: tl.constexpr, ACC: tl.constexpr):
+    """<x_{t-1}, x_t> (0 for the first frame), |x_{t-1}|^2 and |x_t|^2 of frames t [ROWS], tiles
+    added up in order."""
+    dot = tl.full([t.shape[0], BLOCK], 0, ACC)
+    before = tl.full([t.shape[0], BLOCK], 0, ACC)
+    square = tl.full([t.shape[0], BLOCK], 0, ACC)
+    row = partial + t.to(tl.int64)[:, None] * 2 * tiles
+    exists = (t < frames)[:, None]
+    earlier = ((t > 0) & (t < frames))[:, None]
     for start in range(0, tiles, BLOCK):
-        tile = start + tl.arange(0, BLOCK)
-        mask = tile < tiles
-        earlier = mask & (t > 0)
-        dot += tl.load(row + tile, mask=earlier, other=0.0)
-        before += tl.load(row - tiles + tile, mask=earlier, other=0.0)
-        square += tl.load(row + tiles + tile, mask=mask, other=0.0)
-    return tl.sum(dot, 0), tl.sum(before, 0), tl.sum(square, 0)
+        tile = (start + tl.arange(0, BLOCK))[None, :]
+        dot += tl.load(row + tile, mask=(tile < tiles) & earlier, other=0.0)
+        before += tl.load(row - tiles + tile, mask=(tile < tiles) & earlier, other=0.0)
+        square += tl.load(row + tiles + tile, mask=(tile < tiles) & exists, other=0.0)
+    return tl.sum(dot, 1), tl.sum(before, 1), tl.sum(square, 1)
 
 
 @triton.jit
@@ -98,26 +119,39 @@ def cosine(dot, before, square):
 
 
 @triton.jit
+def finish_frames(
+    partial, sums, similarity, t, new_video, frames, tiles, BLOCK: tl.constexpr, ACC: tl.constexpr
+):
+    """Write sums[t] and the similarity of frames t - 1 and t, for t [ROWS]; new_video: a video
+    begins with t."""
+    dot, before, square = frame_totals(partial, t, frames, tiles, BLOCK, ACC)
+    row = sums + 2 * t.to(tl.int64)
+    tl.store(row, dot, mask=t < frames)
+    tl.store(row + 1, square, mask=t < frames)
+    value = cosine(dot, before, square).to(tl.float32)
+    value = tl.where(new_video, float("inf"), value)
+    tl.store(similarity + t - 1, value, mask=(t > 0) & (t < frames))
+
+
+@triton.jit(do_not_specialize=["frames", "videos"])
 def finish(
     partial,
     cu_frames,
     sums,  # [F, 2]
     similarity,  # [F-1]
+    frames,
     tiles,
     videos,
+    ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     ACC: tl.constexpr,
     RAGGED: tl.constexpr,
 ):
-    t = tl.program_id(0)
-    dot, before, square = frame_total(partial, t, tiles, BLOCK, ACC)
-    tl.store(sums + 2 * t, dot)
-    tl.store(sums + 2 * t + 1, square)
-    if t > 0:
-        value = cosine(dot, before, square).to(tl.float32)
-        if RAGGED:
-            value = tl.where(begins(cu_frames, videos, t), float("inf"), value)
-        tl.store(similarity + t - 1, value)
+    t = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    new_video = t < 0
+    if RAGGED:
+        new_video = begins(cu_frames, videos, t)
+    finish_frames(partial, sums, similarity, t, new_video, frames, tiles, BLOCK, ACC)
 
 
 @triton.jit
@@ -156,12 +190,12 @@ def gradient(
     mask = column < width
     x = features + first.to(tl.int64) * stride + column
     out += first.to(tl.int64) * width + column
-    previous = tl.load(x - stride, mask=mask & (first > 0), other=0.0).to(ACC)
+    previous = tl.load(x - stride, mask=column < tl.where(first > 0, width, 0), other=0.0).to(ACC)
     current = tl.load(x, mask=mask, other=0.0).to(ACC)
     before = pair_weight(sums, grad, cu_frames, videos, frames, first, ACC, RAGGED)
     for t in range(first, last):
         x += stride
-        following = tl.load(x, mask=mask & (t + 1 < frames), other=0.0).to(ACC)
+        following = tl.load(x, mask=column < tl.where(t + 1 < frames, width, 0), other=0.0).to(ACC)
         after = pair_weight(sums, grad, cu_frames, videos, frames, t + 1, ACC, RAGGED)
         # A weight of 0 has no pair, and what stands there may be a NaN of another video.
         dot = tl.load(sums + 2 * t)
@@ -181,8 +215,11 @@ def gradient(
         before = after
 
 
-def launch_partial_sums(features: torch.Tensor) -> torch.Tensor:
-    """``partial [F, 2, tiles]`` of features ``[F, N]`` with dense rows."""
+def launch_partial_sums(
+    features: torch.Tensor, counters: torch.Tensor | None = None
+) -> torch.Tensor:
+    """``partial [F, 2, tiles]`` of features ``[F, N]`` with dense rows. The launch also zeroes the
+    int32 ``counters``."""
     frames, width = features.shape
     block = TILE_BYTES // features.element_size()
     tiles = max(triton.cdiv(width, block), 1)
@@ -195,6 +232,8 @@ def launch_partial_sums(features: torch.Tensor) -> torch.Tensor:
             partial,
             features.stride(0),
             width,
+            counters,
+            0 if counters is None else counters.shape[0],
             frames,
             steps,
             BLOCK=block,
@@ -216,17 +255,19 @@ def forward(
     sums = partial.new_empty((frames, 2))
     similarity = features.new_empty((max(frames - 1, 0),), dtype=torch.float32)
     if frames > 0:
-        finish[(frames,)](
+        finish[(triton.cdiv(frames, FINISH_ROWS),)](
             partial,
             cu_frames,
             sums,
             similarity,
+            frames,
             partial.shape[2],
             0 if cu_frames is None else cu_frames.shape[0] - 1,
-            BLOCK=256,
+            ROWS=FINISH_ROWS,
+            BLOCK=FINISH_BLOCK,
             ACC=triton_dtype(sums.dtype),
             RAGGED=cu_frames is not None,
-            num_warps=2,
+            num_warps=FINISH_WARPS,
         )
     return similarity, sums
 
@@ -260,3 +301,43 @@ def backward(
             num_warps=WARPS,
         )
     return out
+
+
+def _instances(dtype: torch.dtype, name: str, acc: str, ragged: bool) -> list[Any]:
+    """The launches above for one dtype, called ``name`` by Triton, summed in ``acc``."""
+    block, acc_type = TILE_BYTES // dtype.itemsize, triton_dtype(accumulation_dtype(dtype))
+    constants = {"ACC": acc_type, "RAGGED": ragged} | ({} if ragged else {"cu_frames": None})
+    cu = "*i32" if ragged else ""
+    counters = "*i32" if ragged else ""
+    return [
+        instance(
+            partial_sums,
+            f"*{name} *{acc} i32 i32 {counters} i32 i32 i32",
+            WARPS,
+            BLOCK=block,
+            ACC=acc_type,
+            **({} if counters else {"counters": None}),
+        ),
+        instance(
+            finish,
+            f"*{acc} {cu} *{acc} *fp32 i32 i32 i32",
+            FINISH_WARPS,
+            ROWS=FINISH_ROWS,
+            BLOCK=FINISH_BLOCK,
+            **constants,
+        ),
+        instance(
+            gradient,
+            f"*{name} *fp32 *{acc} {cu} *{name} i32 i32 i32 i32 i32",
+            WARPS,
+            BLOCK=block,
+            **constants,
+        ),
+    ]
+
+
+AOT = [
+    *_instances(torch.bfloat16, "bf16", "fp32", True),
+    *_instances(torch.float32, "fp32", "fp32", False),
+    *_instances(torch.float64, "fp64", "fp64", True),
+]
