@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the native library was built with and what this CPU can do: no tensors, hence pybind11.
+// What the compiled libraries were built with and what this CPU can do: no tensors, hence pybind11.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -22,6 +22,7 @@ std::map<std::string, std::string> build() {
       {"flags", TDC_FLAGS},
       {"torch_target", TDC_TORCH_TARGET},
       {"torch_built_against", TDC_TORCH_VERSION},
+      {"cuda_archs", TDC_CUDA_ARCHS},
   };
 }
 

@@ -2,16 +2,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from targets import dtypes, targets
 from tolerance import judge
 
-from tdc_kernels import anchor_queries
+from tdc_kernels import anchor_queries, native, registry
+from tdc_kernels.ops.anchor_queries import OP
 from tdc_kernels.ops.anchor_queries.reference import accumulate
 
 
@@ -40,10 +42,10 @@ def plain(tokens, num_queries, weight=None, bias=None, index=None):
 @pytest.mark.parametrize("linear", ["none", "weight", "bias"])
 @pytest.mark.parametrize("indexed", [False, True])
 def test_formula(target, dtype, linear, indexed):
-    tokens = torch.randn(5, 156, 48).to(dtype)
+    tokens = torch.randn(3, 156, 48).to(dtype)
     weight = torch.randn(32, 48).to(dtype) / 7 if linear != "none" else None
     bias = torch.randn(32).to(dtype) if linear == "bias" else None
-    index = torch.tensor([4, 0, 0], dtype=torch.int32) if indexed else None
+    index = torch.tensor([2, 0, 0], dtype=torch.int32) if indexed else None
     args = (tokens, 16, weight, bias, index)
     on_device = [x.to(target.device) if isinstance(x, torch.Tensor) else x for x in args]
     got = anchor_queries(*on_device, backend=target.backend)
@@ -53,8 +55,9 @@ def test_formula(target, dtype, linear, indexed):
 
 @targets("anchor_queries")
 @given(length=st.integers(1, 40), num_queries=st.integers(1, 24))
+@settings(max_examples=40)
 def test_bins(target, length, num_queries):
-    tokens = torch.randn(2, length, 3)
+    tokens = torch.randn(1, length, 3)
     got = anchor_queries(tokens.to(target.device), num_queries, backend=target.backend)
     torch.testing.assert_close(got.cpu(), exact(tokens, num_queries).float())
 
@@ -87,10 +90,51 @@ def test_empty_and_single(target):
 
 @targets("anchor_queries")
 def test_strides(target):
-    base = torch.randn(6, 9, 4, device=target.device)
-    for view in (base.transpose(0, 1), base[::2, 1:], base.permute(2, 0, 1)):
-        got = anchor_queries(view, 3, backend=target.backend)
-        torch.testing.assert_close(got, anchor_queries(view.contiguous(), 3))
+    base = torch.randn(6, 9, 26, device=target.device)
+    index = torch.tensor([1, 7, 0, 7, 2, 7], device=target.device)[::2]
+    for view in (
+        base.transpose(0, 1),
+        base[::2, 1:],
+        base.permute(2, 0, 1),
+        base[..., 2:],  # 24 values a row, every second row not aligned for wide loads
+        base[:, ::2, 4:12],
+        base[0].expand(3, 9, 26),
+    ):
+        got = anchor_queries(view, 3, index=index, backend=target.backend)
+        wanted = anchor_queries(view.contiguous(), 3, index=index, backend="reference")
+        torch.testing.assert_close(got, wanted)
+
+
+def operator_spy(monkeypatch, backend):
+    """The arguments of the backend's operator, call by call."""
+    entry, seen = registry.entry(OP, backend), []
+
+    def handle(*args):
+        seen.append(args)
+        return entry.handle(*args)
+
+    entries = {**registry._ENTRIES[OP], backend: replace(entry, handle=handle)}
+    monkeypatch.setitem(registry._ENTRIES, OP, entries)
+    return seen
+
+
+@targets("anchor_queries")
+def test_tokens_are_not_copied_where_memory_allows(target, monkeypatch):
+    seen = operator_spy(monkeypatch, target.backend)
+    base = torch.randn(3, 9, 24, device=target.device)
+    dense = (
+        base,
+        base[:, :5],
+        base[::2],
+        base.transpose(0, 1),
+        base[..., :8],
+        base[0].expand(2, 9, 24),
+    )
+    for view in dense:
+        anchor_queries(view, 3, backend=target.backend)
+        assert seen.pop()[0].data_ptr() == base.data_ptr()
+    anchor_queries(base[..., ::3], 3, backend=target.backend)
+    assert seen.pop()[0].stride(2) == 1  # gaps: a copy
 
 
 @pytest.mark.parametrize("length", [2, 7])
@@ -107,9 +151,179 @@ def test_gradcheck(length):
     assert torch.autograd.gradcheck(lambda x: accumulate(x, 3), tokens)
 
 
+def gradient(function, tokens, num_queries, index, grad):
+    x = tokens.clone().requires_grad_()
+    return torch.autograd.grad(function(x, num_queries, index=index), x, grad)[0]
+
+
+def on(target):
+    """The public function on the target, for tensors on the CPU."""
+
+    def function(tokens, num_queries, index=None):
+        index = None if index is None else index.to(target.device)
+        tokens = tokens.to(target.device)
+        return anchor_queries(tokens, num_queries, index=index, backend=target.backend).cpu()
+
+    return function
+
+
+@targets("anchor_queries")
+@dtypes
+@pytest.mark.parametrize("indexed", [False, True])
+@pytest.mark.parametrize(("length", "width"), [(10, 64), (2, 3), (8, 5)])  # L > K, L < K, L = 2K
+def test_gradient(target, dtype, indexed, length, width):
+    tokens = torch.randn(3, length, width).to(dtype)
+    index = torch.tensor([2, 0, 2, 2]) if indexed else None
+    grad = torch.randn(4 if indexed else 3, 4, width).to(dtype)
+    got = gradient(on(target), tokens, 4, index, grad)
+    assert got.dtype == dtype
+    judge(
+        got,
+        gradient(plain, tokens, 4, index, grad),
+        gradient(exact, tokens.double(), 4, index, grad.double()),
+    )
+
+
+@targets("anchor_queries")
+@given(
+    length=st.integers(1, 20),
+    num_queries=st.integers(1, 12),
+    index=st.none() | st.lists(st.integers(0, 1), max_size=3),
+)
+@settings(max_examples=15)
+def test_gradient_of_any_bins(target, length, num_queries, index):
+    index = None if index is None else torch.tensor(index, dtype=torch.int32)
+    tokens = torch.randn(2, length, 2)
+    grad = torch.randn(2 if index is None else len(index), num_queries, 2)
+    got = gradient(on(target), tokens, num_queries, index, grad)
+    wanted = gradient(exact, tokens.double(), num_queries, index, grad.double())
+    torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-6)
+
+
+@targets("anchor_queries")
+def test_gradient_of_frames_nobody_asked_for_is_zero(target):
+    tokens = torch.randn(6, 7, 24)
+    index = torch.tensor([4, 1, 4])
+    got = gradient(on(target), tokens, 3, index, torch.randn(3, 3, 24))
+    assert not got[[0, 2, 3, 5]].any()
+    assert got[[1, 4]].all()
+    none = gradient(on(target), tokens, 3, index[:0], torch.zeros(0, 3, 24))
+    assert torch.equal(none, torch.zeros_like(tokens))
+
+
+@targets("anchor_queries")
+def test_bad_gradient_stays_in_its_bin(target):
+    grad = torch.ones(1, 3, 8)
+    grad[0, 1] = math.nan  # of tokens 2-4
+    got = gradient(on(target), torch.randn(2, 7, 8), 3, torch.tensor([1]), grad)
+    if target.backend != "reference":  # 0 * NaN in plain PyTorch
+        assert got.isnan().all(2).tolist()[1] == [False, False, True, True, True, False, False]
+    assert got[1, 2:5].isnan().all()
+    assert not got[0].any()
+
+
+@targets("anchor_queries")
+@pytest.mark.parametrize("index", [None, [1, 0, 1]])
+def test_same_bits_every_time(target, index):
+    tokens = torch.randn(3, 20, 400)
+    index = None if index is None else torch.tensor(index)
+    grad = torch.randn(3, 7, 400)
+    runs = []
+    threads = torch.get_num_threads()
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        runs.append(
+            (
+                on(target)(tokens, 7, index),
+                gradient(on(target), tokens, 7, index, grad),
+            )
+        )
+    torch.set_num_threads(threads)
+    for first, second in zip(*runs, strict=True):
+        assert torch.equal(first, second)
+
+
+@targets("anchor_queries")
+@pytest.mark.parametrize("tokens_dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_pooled_in_another_dtype(target, tokens_dtype, dtype):
+    """What autocast asks of the operator, and what comes back to its gradient."""
+    tokens = torch.randn(2, 11, 40).to(tokens_dtype)
+    index = torch.tensor([1, 0, 1])
+    entry = registry.entry(OP, target.backend)
+    got = entry.handle(tokens.to(target.device), 3, index.to(target.device), dtype).cpu()
+    assert got.dtype == dtype
+    wanted = exact(tokens, 3, index=index)
+    judge(got, wanted.to(dtype), wanted)
+    if entry.backward is None:
+        return
+    grad = torch.randn(3, 3, 40).to(dtype)
+    args = grad.to(target.device), 2, 11, index.to(target.device), tokens_dtype
+    back = entry.backward(*args).cpu()
+    assert back.dtype == tokens_dtype
+    wanted = gradient(exact, tokens.double(), 3, index, grad.double())
+    judge(back, wanted.to(tokens_dtype), wanted)
+
+
+@pytest.fixture
+def instruction_set():
+    """Chooses one for the test."""
+
+    def choose(name):
+        try:
+            native.use_instruction_set(name)
+        except (RuntimeError, ValueError) as error:
+            pytest.skip(str(error))
+
+    yield choose
+    if native.CPU.why_not() is None:
+        native.use_instruction_set(None)
+
+
+@pytest.mark.parametrize("name", native.INSTRUCTION_SETS)
+@dtypes
+def test_every_instruction_set(name, dtype, instruction_set):
+    instruction_set(name)
+
+    def ours(tokens, num_queries, index=None):
+        return anchor_queries(tokens, num_queries, index=index, backend="native")
+
+    index = torch.tensor([1, 1, 0])
+    for width in (2, 31, 64, 257, 1100):  # below, at and beyond a vector, a loop and a tile
+        tokens, grad = torch.randn(2, 50, width).to(dtype), torch.randn(3, 2, width).to(dtype)
+        judge(ours(tokens, 2, index), plain(tokens, 2, index=index), exact(tokens, 2, index=index))
+        judge(
+            gradient(ours, tokens, 2, index, grad),
+            gradient(plain, tokens, 2, index, grad),
+            gradient(exact, tokens.double(), 2, index, grad.double()),
+        )
+
+
+@pytest.mark.skipif(native.CPU.why_not() is not None, reason="no native library")
+@pytest.mark.parametrize("frame", [-1, 5, 2**31])
+def test_native_refuses_frames_that_are_not_there(frame):
+    tokens = torch.ones(5, 3, 2)
+    index = torch.tensor([0, frame])
+    message = f"index: expected frame numbers from 0 to 4, got {frame}"
+    with pytest.raises(RuntimeError, match=message):
+        anchor_queries(tokens, 2, index=index, backend="native")
+    backward = registry.entry(OP, "native").backward
+    with pytest.raises(RuntimeError, match=message):
+        backward(torch.ones(2, 2, 2), 5, 3, index, torch.float32)
+
+
+@pytest.mark.skipif(native.CPU.why_not() is not None, reason="no native library")
+def test_native_refuses_other_dtypes():
+    handle = registry.entry(OP, "native").handle
+    with pytest.raises(RuntimeError, match="dtype: expected float64 like tokens"):
+        handle(torch.ones(1, 3, 2).double(), 2, None, torch.float32)
+    with pytest.raises(RuntimeError, match="dtype: expected at most float32"):
+        handle(torch.ones(1, 3, 2), 2, None, torch.float64)
+
+
 @targets("anchor_queries")
 def test_autocast_casts_the_linear_map_only(target):
-    tokens = torch.randn(4, 156, 64, device=target.device)
+    tokens = torch.randn(2, 156, 64, device=target.device)
     weight = torch.randn(8, 64, device=target.device, requires_grad=True)
     bias = torch.randn(8, device=target.device)
     with torch.autocast(target.device, torch.bfloat16):
@@ -119,7 +333,9 @@ def test_autocast_casts_the_linear_map_only(target):
     assert pooled.dtype == torch.float32
     assert wide.dtype == torch.float64
     assert mapped.dtype == torch.bfloat16
-    wanted = F.linear(pooled.bfloat16(), weight.bfloat16(), bias.bfloat16())
+    narrow = registry.entry(OP, target.backend).handle(tokens, 16, None, torch.bfloat16)
+    judge(narrow.cpu(), exact(tokens.cpu(), 16).bfloat16(), exact(tokens.cpu(), 16))
+    wanted = F.linear(narrow, weight.bfloat16(), bias.bfloat16())
     torch.testing.assert_close(mapped, wanted, rtol=0, atol=0)
     mapped.float().sum().backward()
     assert weight.grad.dtype == torch.float32

@@ -3,19 +3,81 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 
 from tdc_kernels import _checks, registry
 from tdc_kernels.ops.anchor_queries import reference
 from tdc_kernels.ops.autocast import autocast_dtype, without_autocast
+from tdc_kernels.ops.backends import implement_fused
 
 OP = "anchor_queries"
+
+
+def fake(tokens, num_queries, index=None, dtype=None) -> torch.Tensor:
+    anchors = tokens.shape[0] if index is None else index.shape[0]
+    return tokens.new_empty((anchors, num_queries, tokens.shape[2]), dtype=dtype or tokens.dtype)
+
+
+def fake_backward(grad, frames, length, index, dtype) -> torch.Tensor:
+    return grad.new_empty((frames, length, grad.shape[2]), dtype=dtype)
+
+
+# The pooling alone, [F, L, D] with dense rows -> [A, K, D] in `dtype` (None: that of the tokens).
+# The linear map is the library's: fused, every tile of its output would read the tokens again.
 registry.define(
     OP,
-    "(Tensor tokens, int num_queries, Tensor? weight=None, Tensor? bias=None, Tensor? index=None)"
+    "(Tensor tokens, SymInt num_queries, Tensor? index=None, ScalarType? dtype=None) -> Tensor",
+    fake,
+    backward="(Tensor grad, SymInt frames, SymInt length, Tensor? index, ScalarType dtype)"
     " -> Tensor",
+    fake_backward=fake_backward,
 )
 registry.implement(OP, "reference", reference.anchor_queries)
+implement_fused(OP)
+
+
+class AnchorQueries(torch.autograd.Function):
+    """The gradient of the compiled backends: a token's share of every bin it is in."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        backend: str,
+        tokens: torch.Tensor,
+        num_queries: int,
+        index: torch.Tensor | None,
+        dtype: torch.dtype | None,
+    ) -> torch.Tensor:
+        ctx.backend = backend
+        ctx.frames, ctx.length, _ = tokens.shape
+        ctx.dtype = tokens.dtype
+        ctx.save_for_backward(index)
+        return registry.entry(OP, backend).handle(tokens, num_queries, index, dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor):
+        (index,) = ctx.saved_tensors
+        operator: Any = registry.entry(OP, ctx.backend).backward
+        return None, operator(grad, ctx.frames, ctx.length, index, ctx.dtype), None, None, None
+
+
+def pool(
+    tokens: torch.Tensor,
+    num_queries: int,
+    index: torch.Tensor | None,
+    dtype: torch.dtype | None,
+    backend: str | None,
+) -> torch.Tensor:
+    """``[A, K, D]`` in ``dtype`` (None: that of the tokens), of checked arguments."""
+    if tokens.shape[2] > 1 and tokens.stride(2) != 1:
+        tokens = tokens.contiguous()
+    args = tokens, num_queries, index, dtype
+    return registry.call(OP, backend, *args, function=AnchorQueries)
 
 
 def anchor_queries(
@@ -33,17 +95,20 @@ def anchor_queries(
     uneven bins that may share a token, right for ``L < K`` too), times ``weight``, plus ``bias``.
 
     Args:
-        tokens: ``[F, L, D]`` floating, ``L >= 1``.
+        tokens: ``[F, L, D]`` floating, ``L >= 1``, any strides (rows with gaps between their values
+            are copied first).
         num_queries: K ``>= 1``.
         weight: ``[Dq, D]`` in the dtype of ``tokens``, or None for no map. Under autocast it is
             cast to the autocast dtype, and with it the output.
         bias: ``[Dq]`` like ``weight``, or None; needs a ``weight``.
-        index: int32 or int64 ``[A]``, the anchors' frame numbers; None for every frame.
+        index: int32 or int64 ``[A]``, the anchors' frame numbers, in any order, each as often as
+            wanted; None for every frame. On a GPU nobody looks at the numbers: that the frames
+            exist is the caller's promise.
         backend: a backend's name; None chooses.
 
     Returns:
         ``[A, K, D]`` in the dtype of ``tokens``, or ``[A, K, Dq]`` in that of ``weight``. Pooled in
-        fp32 (fp64 for fp64). Differentiable in ``tokens``, ``weight`` and ``bias``.
+        fp32 (fp64 for fp64). Differentiable in ``tokens`` (once), ``weight`` and ``bias``.
 
     Raises:
         TypeError, ValueError: an argument of the wrong kind or shape.
@@ -58,7 +123,7 @@ def anchor_queries(
     if weight is None:
         if bias is not None:
             raise ValueError("bias: expected None without weight, got a tensor")
-        return registry.call(OP, backend, tokens, num_queries, None, None, index)
+        return pool(tokens, num_queries, index, None, backend)
 
     _checks.floating("weight", weight, "[Dq, D]", ndim=2)
     _checks.shape("weight", weight, 1, tokens.shape[2], "tokens' D")
@@ -72,8 +137,8 @@ def anchor_queries(
         weight = weight.to(dtype)
         bias = bias.to(dtype) if bias is not None else None
         with without_autocast(tokens.device.type):
-            return registry.call(OP, backend, tokens, num_queries, weight, bias, index)
+            return F.linear(pool(tokens, num_queries, index, dtype, backend), weight, bias)
     _checks.same_dtype("weight", weight, tokens.dtype, "tokens")
     if bias is not None:
         _checks.same_dtype("bias", bias, tokens.dtype, "tokens")
-    return registry.call(OP, backend, tokens, num_queries, weight, bias, index)
+    return F.linear(pool(tokens, num_queries, index, None, backend), weight, bias)

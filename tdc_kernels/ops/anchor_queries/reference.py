@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adaptive average pooling of the anchors' tokens and a linear map, in plain PyTorch.
+"""Adaptive average pooling of the anchors' tokens, in plain PyTorch.
 
 Not by ``adaptive_avg_pool1d``: it compiles anew for every length, its backward on CUDA adds with
 atomics, and fp16 is accumulated as the device likes. Not by a pooling matrix: one NaN token would
@@ -9,7 +9,6 @@ reach all bins.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 
 def accumulate(
@@ -35,11 +34,7 @@ def accumulate(
 def anchor_queries(
     tokens: torch.Tensor,
     num_queries: int,
-    weight: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
     index: torch.Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    pooled = accumulate(tokens, num_queries, index)
-    if weight is None:
-        return pooled.to(tokens.dtype)
-    return F.linear(pooled.to(weight.dtype), weight, bias)
+    return accumulate(tokens, num_queries, index).to(dtype or tokens.dtype)
