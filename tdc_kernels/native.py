@@ -42,7 +42,8 @@ class Library:
         try:
             torch.ops.load_library(str(self.path))
         except OSError as error:  # built for another torch or platform: reported, never hidden
-            return f"{self.what} does not load: {str(error).splitlines()[0]}"
+            cause = error.__cause__ or error  # torch 2.13 puts an error without reason on top
+            return f"{self.what} does not load: {str(cause).splitlines()[0]}"
         return None
 
 
@@ -86,7 +87,8 @@ def use_instruction_set(name: str | None) -> str:
 
 
 def build_info() -> dict[str, str]:
-    """Compiler, flags, targeted torch ABI of the native library and what this CPU can do.
+    """Compiler, flags, targeted torch ABI of the native library, GPUs of the CUDA library, and what
+    this CPU can do.
 
     Empty where the package was installed without compiled code.
     """

@@ -28,6 +28,9 @@ class ContextPlan:
     dynamic_anchor: torch.Tensor  # int32 [M]: row of `anchors` that asks for this frame
     cu_static: torch.Tensor  # int32 [A+1]: prefix sums of the anchors' static tokens; 0 if none
     source: torch.Tensor  # int32 [N]: row of [static; compressed as M*K rows; separator]
+    # The way back. Every static or compressed row has one token at most.
+    position: torch.Tensor  # int32 [Ns + M*K]: the row's token, -1 where it was cut off
+    separators: torch.Tensor  # int32 [S]: the tokens that are separators, rising
     cu_context: torch.Tensor  # int32 [B+1]: prefix sums of the videos' tokens
     trimmed: torch.Tensor  # int32 [B]: tokens cut from each video
     num_queries: int  # K: tokens a compressed frame has
@@ -185,21 +188,33 @@ def _index(videos: list[Video], num_queries: int) -> ContextPlan:
     def ints(values: list[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int32)
 
+    source, position, separators = _spell_out(starts, lengths, separator)
     return ContextPlan(
         anchors=ints(anchors),
         dynamic=ints(dynamic),
         dynamic_anchor=ints(dynamic_anchor),
         cu_static=ints(cu_static),
-        source=_expand(starts, lengths),
+        source=source,
+        position=position,
+        separators=separators,
         cu_context=ints(cu_context),
         trimmed=ints([video.trimmed for video in videos]),
         num_queries=num_queries,
     )
 
 
-def _expand(starts: list[int], lengths: list[int]) -> torch.Tensor:
-    """Concatenation of ``start .. start+length-1`` of all runs, int32."""
+def _spell_out(
+    starts: list[int], lengths: list[int], separator: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """``source``, ``position`` and ``separators`` of all runs, int32."""
+    start = torch.tensor(starts, dtype=torch.int64)
     length = torch.tensor(lengths, dtype=torch.int64)
-    before = length.cumsum(0) - length
-    shift = torch.repeat_interleave(torch.tensor(starts, dtype=torch.int64) - before, length)
-    return (shift + torch.arange(shift.shape[0])).to(torch.int32)
+    before = length.cumsum(0) - length  # tokens before each run
+    source = torch.repeat_interleave(start - before, length)
+    source += torch.arange(source.shape[0])
+    token = torch.arange(source.shape[0], dtype=torch.int32)
+    # A row has one token at most, except the separator, whose entry is dropped. scatter_ takes a
+    # fifth of the time of position[source] = token.
+    position = torch.full((separator + 1,), -1, dtype=torch.int32).scatter_(0, source, token)
+    separators = before[(start == separator) & (length > 0)]
+    return source.to(torch.int32), position[:-1], separators.to(torch.int32)

@@ -14,6 +14,10 @@ Environment variables (all there are in this package):
 ``TDC_BACKEND``       a backend's name, or ``auto`` (default); read once, on import of the package
 ``TDC_BUILD_NATIVE``  when installing: ``1`` = failing to build is an error, ``0`` = do not build,
                       unset = build if torch, pybind11 and a C++ compiler are there
+``TDC_BUILD_CUDA``    when installing: ``1`` and ``0`` as above, unset = build if nvcc and a CUDA
+                      build of torch are there
+``TDC_CUDA_ARCHS``    when installing: the GPUs to build for, ``80;90a;100a`` unless set; the first
+                      also as PTX, for the others
 ====================  =============================================================================
 """
 

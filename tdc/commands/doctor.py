@@ -8,10 +8,13 @@ import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tdc.commands._options import Subparsers, command
 from tdc.commands._terminal import table
+
+if TYPE_CHECKING:
+    from tdc_kernels.native import Library  # imports torch, which the command does when it runs
 
 # Distribution names; the last ones are optional and often absent.
 _PACKAGES = (
@@ -58,15 +61,20 @@ def examine() -> dict[str, Any]:
     """Everything that the command shows, as JSON's types."""
     from tdc_kernels import native
 
-    reason = native.why_not()
     devices = _devices()
     return {
         "versions": {"python": platform.python_version()} | {p: _version(p) for p in _PACKAGES},
         "devices": devices,
-        "native": {"loaded": reason is None, "reason": reason or "", **native.build_info()},
+        "native": _library(native.CPU) | native.build_info(),
+        "cuda": _library(native.CUDA),
         "environment": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
         "backends": {kind: _backends(kind) for kind in _kinds(devices)},
     }
+
+
+def _library(library: Library) -> dict[str, Any]:
+    reason = library.why_not()
+    return {"loaded": reason is None, "reason": reason or ""}
 
 
 def _version(package: str) -> str | None:
@@ -140,7 +148,9 @@ def _print(facts: dict[str, Any]) -> None:
     )
     if len(facts["devices"]) == 1:
         print("no CUDA device")
-    _print_native(facts["native"])
+    print()
+    _print_library("native library", facts["native"])
+    _print_library("CUDA library", facts["cuda"])
     if facts["environment"]:
         print("\nenvironment")
         for name, value in facts["environment"].items():
@@ -150,9 +160,9 @@ def _print(facts: dict[str, Any]) -> None:
         _print_backends(rows)
 
 
-def _print_native(info: dict[str, Any]) -> None:
+def _print_library(name: str, info: dict[str, Any]) -> None:
     state = "loaded" if info["loaded"] else f"no: {info['reason']}"
-    print(f"\nnative library: {state}")
+    print(f"{name}: {state}")
     for name, value in info.items():
         if name not in ("loaded", "reason"):
             print(f"  {name}: {value}")

@@ -320,6 +320,8 @@ def test_doctor_json(tdc):
     assert {row["backend"] for row in rows} == {"cuda", "triton", "native", "torch", "reference"}
     assert all(row["available"] or row["reason"] for row in rows)
     assert all(row["available"] for row in rows if row["backend"] == "reference")
+    for library in (facts["native"], facts["cuda"]):
+        assert library["loaded"] == (library["reason"] == "")
 
 
 def test_doctor_names_each_op_and_the_reason_of_each_no(tdc, monkeypatch):

@@ -95,7 +95,10 @@ def operator_arguments(op: str, n: int, packed: bool) -> tuple[Any, ...]:
         return args[0].flatten(1), *args[1:]
     if op == "anchor_queries":  # the linear map is outside
         return args[0], args[1], args[4], torch.bfloat16 if packed else None
-    return (*args[:3], args[3].source) if op == "pack_context" else args
+    if op == "pack_context":
+        plan = args[3]
+        return *args[:3], plan.source, plan.position, plan.separators
+    return args
 
 
 def public(op: str) -> Callable[..., Any]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The compiled library: exactly the reference's results, the stable ABI only, and a build that can
+"""The compiled libraries: exactly the reference's results, the stable ABI only, and builds that can
 be left out."""
 
 from __future__ import annotations
@@ -84,7 +84,9 @@ def test_build_info():
     info = native.build_info()
     assert info["torch_target"] == "2.11"
     assert "-march" not in info["flags"]  # one binary for any CPU of the architecture
-    assert set(info) == {"compiler", "flags", "torch_target", "torch_built_against", "cpu"}
+    assert set(info) == {
+        *("compiler", "flags", "torch_target", "torch_built_against", "cuda_archs", "cpu"),
+    }
 
 
 @needs_library
@@ -120,7 +122,7 @@ def build(source: Path, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "setup.py", "build", "--build-base", str(source / "out")],
         cwd=source,
-        env={**os.environ, **env},
+        env={**os.environ, "TDC_BUILD_NATIVE": "0", "TDC_BUILD_CUDA": "0", **env},
         capture_output=True,
         text=True,
         check=False,
@@ -142,8 +144,8 @@ def source(tmp_path):
     return tmp_path
 
 
-def said(done: subprocess.CompletedProcess[str]) -> list[str]:
-    return [line for line in done.stdout.splitlines() if "pure-Python" in line]
+def said(done: subprocess.CompletedProcess[str], library: str = "native") -> list[str]:
+    return [line for line in done.stdout.splitlines() if f"without the {library} library" in line]
 
 
 def test_build_can_be_left_out(source):
@@ -152,6 +154,7 @@ def test_build_can_be_left_out(source):
     assert said(done) == [
         "tdc-kernels: pure-Python install without the native library: TDC_BUILD_NATIVE=0"
     ]
+    assert said(done, "CUDA") == ["tdc-kernels: install without the CUDA library: TDC_BUILD_CUDA=0"]
     built = {p.name for p in (source / "out").rglob("*")}
     assert "registry.py" in built
     assert not any(name.endswith(".so") for name in built)
@@ -177,3 +180,56 @@ def test_build_that_does_not_compile(source):
     (line,) = said(done)
     assert "did not compile" in line
     assert build(source, TDC_BUILD_NATIVE="1").returncode != 0
+
+
+def fake_nvcc(source: Path, status: int = 0) -> str:
+    """A CUDA_HOME whose nvcc writes down how it is called, and empty files."""
+    nvcc = source / "cuda" / "bin" / "nvcc"
+    nvcc.parent.mkdir(parents=True)
+    nvcc.write_text(
+        f"""#!/bin/sh
+        [ {status} = 0 ] || exit {status}
+        echo "$@" >> {source}/calls
+        while [ "$1" != -o ]; do shift; done
+        : > "$2"
+        """
+    )
+    nvcc.chmod(0o755)
+    return str(source / "cuda")
+
+
+def test_cuda_build_without_nvcc(source):
+    done = build(source, TDC_BUILD_CUDA="", CUDA_HOME="/no/such/folder")
+    assert done.returncode == 0, done.stderr
+    (line,) = said(done, "CUDA")
+    assert line.endswith(": no nvcc in CUDA_HOME or on PATH")
+    done = build(source, TDC_BUILD_CUDA="1", CUDA_HOME="/no/such/folder")
+    assert done.returncode != 0
+    assert "TDC_BUILD_CUDA=1, but the CUDA library: no nvcc" in done.stderr
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="torch is a CUDA build")
+def test_cuda_build_is_not_for_a_torch_without_cuda(source):
+    done = build(source, TDC_BUILD_CUDA="", CUDA_HOME=fake_nvcc(source))
+    assert done.returncode == 0, done.stderr
+    (line,) = said(done, "CUDA")
+    assert line.endswith(": the installed torch is not a CUDA build")
+
+
+def test_cuda_build(source):
+    done = build(source, TDC_BUILD_CUDA="1", TDC_CUDA_ARCHS="90a;120", CUDA_HOME=fake_nvcc(source))
+    assert done.returncode == 0, done.stderr
+    assert said(done, "CUDA") == []
+    assert len(list((source / "out").rglob("tdc_kernels/_cuda.so"))) == 1
+    calls = (source / "calls").read_text().splitlines()
+    compiled = [call for call in calls if " -c " in call]
+    assert len(compiled) == len(list((source / "csrc").glob("*/cuda.cu")))
+    codes = ["compute_90a,code=sm_90a", "compute_120,code=sm_120", "compute_90a,code=compute_90a"]
+    assert re.findall(r"-gencode=arch=(\S+)", compiled[0]) == codes
+
+
+def test_cuda_build_that_does_not_compile(source, monkeypatch):
+    monkeypatch.setenv("CUDA_HOME", fake_nvcc(source, status=1))
+    done = build(source, TDC_BUILD_CUDA="1")
+    assert done.returncode != 0
+    assert "nvcc failed" in done.stderr

@@ -149,8 +149,9 @@ def test_against_lists(problem):
     }
     assert plan.dynamic.tolist() == sorted(compressed)
     assert plan.anchors.tolist() == sorted(set(plan.anchors.tolist()))
-    names = ("anchors", "dynamic", "dynamic_anchor", "cu_static", "source", "cu_context", "trimmed")
-    assert all(getattr(plan, name).dtype == torch.int32 for name in names)
+    tensors = [x for x in vars(plan).values() if isinstance(x, torch.Tensor)]
+    assert len(tensors) == 9
+    assert all(x.dtype == torch.int32 for x in tensors)
     for frame, anchor in zip(plan.dynamic.tolist(), plan.dynamic_anchor.tolist(), strict=True):
         window = problem["window"] or max(lengths)
         assert 0 <= frame - int(plan.anchors[anchor]) < window
@@ -160,6 +161,22 @@ def test_against_lists(problem):
     kinds = [2 if t == "sep" else words[t[0][0]] for video in wanted for t in video]
     assert plan.kinds.tolist() == kinds
     assert plan.total_tokens == len(kinds)
+    check_way_back(plan)
+
+
+def check_way_back(plan):
+    """``position`` and ``separators`` undo ``source``, which repeats no row but the separator."""
+    rows = int(plan.cu_static[-1]) + len(plan.dynamic) * plan.num_queries
+    position = [-1] * rows
+    separators = []
+    for token, row in enumerate(plan.source.tolist()):
+        if row == rows:
+            separators.append(token)
+        else:
+            assert position[row] == -1
+            position[row] = token
+    assert plan.position.tolist() == position
+    assert plan.separators.tolist() == separators
 
 
 @given(problem=problems(), cuts=st.randoms(use_true_random=False))

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from targets import dtypes, targets
 
@@ -37,6 +37,7 @@ def test_same_bits_as_frame_similarity(target, dtype, cu, width):
 
 
 @targets("segment_scenes")
+@settings(max_examples=25)
 @given(
     lengths=st.lists(st.sampled_from([0, 0, 1, 2, 3, 17]), max_size=12),
     num_boundaries=st.sampled_from([0, 1, 4, 70]),

@@ -3,15 +3,82 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch.autograd.function import once_differentiable
 
 from tdc_kernels import _checks, registry
+from tdc_kernels.ops.backends import implement_fused
 from tdc_kernels.ops.pack_context import reference
 from tdc_kernels.plan import ContextPlan
 
 OP = "pack_context"
-registry.define(OP, "(Tensor static, Tensor compressed, Tensor separator, Tensor source) -> Tensor")
+
+
+def fake(static, compressed, separator, source, position, separators) -> torch.Tensor:
+    return static.new_empty((source.shape[0], static.shape[1]))
+
+
+def fake_backward(
+    grad, compressed, position, separators, for_static, for_compressed, for_separator
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    frames, queries, width = compressed.shape
+    return (
+        grad.new_empty((position.shape[0] - frames * queries if for_static else 0, width)),
+        grad.new_empty((frames if for_compressed else 0, queries, width)),
+        grad.new_empty((width if for_separator else 0,)),
+    )
+
+
+# All of one dtype; `static` and `compressed` have dense last dimensions, `separator` is contiguous.
+# `position` and `separators` are the plan's way back, which the forward has no use for. A gradient
+# that nobody wants comes back empty.
+registry.define(
+    OP,
+    "(Tensor static, Tensor compressed, Tensor separator, Tensor source, Tensor position, "
+    "Tensor separators) -> Tensor",
+    fake,
+    backward="(Tensor grad, Tensor compressed, Tensor position, Tensor separators, "
+    "bool for_static, bool for_compressed, bool for_separator) -> (Tensor, Tensor, Tensor)",
+    fake_backward=fake_backward,
+)
 registry.implement(OP, "reference", reference.pack_context)
+implement_fused(OP)
+
+
+class PackContext(torch.autograd.Function):
+    """The gradient of the compiled backends: one launch, along the plan's way back."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        backend: str,
+        static: torch.Tensor,
+        compressed: torch.Tensor,
+        separator: torch.Tensor,
+        source: torch.Tensor,
+        position: torch.Tensor,
+        separators: torch.Tensor,
+    ) -> torch.Tensor:
+        ctx.backend = backend
+        ctx.save_for_backward(compressed, position, separators)
+        operator = registry.entry(OP, backend).handle
+        return operator(static, compressed, separator, source, position, separators)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor):
+        wanted = ctx.needs_input_grad[1:4]
+        operator = registry.entry(OP, ctx.backend).backward
+        found = operator(grad, *ctx.saved_tensors, *wanted)
+        pieces = (g if needed else None for g, needed in zip(found, wanted, strict=True))
+        return None, *pieces, None, None, None
+
+
+def dense_rows(x: torch.Tensor) -> torch.Tensor:
+    """``x`` if its last dimension is dense, else a copy."""
+    return x if x.shape[-1] <= 1 or x.stride(-1) == 1 else x.contiguous()
 
 
 def pack_context(
@@ -36,9 +103,13 @@ def pack_context(
             once is cheaper than here every time).
         backend: a backend's name; None chooses.
 
+    The three may have any strides; ``static`` and ``compressed`` are copied first where D is not
+    dense, or where they do not have the promoted dtype.
+
     Returns:
         ``(packed, cu_context)``: ``[N, D]`` in the promoted dtype of the three inputs (normalised
-        in fp32, or fp64), and int32 ``[B+1]``. Differentiable in the three.
+        in fp32, or fp64), and int32 ``[B+1]``. Differentiable in the three, once (the reference
+        backend: any number of times).
 
     Raises:
         TypeError, ValueError: an argument of the wrong kind or shape, or pieces unlike the plan's.
@@ -53,10 +124,22 @@ def pack_context(
     _checks.shape("separator", separator, 0, static.shape[1], "static's D")
     _checks.shape("compressed", compressed, 0, plan.dynamic.shape[0], "plan.dynamic")
     _checks.shape("compressed", compressed, 1, plan.num_queries, "plan.num_queries")
-    _checks.same_device("compressed", compressed, static.device)
-    _checks.same_device("separator", separator, static.device)
-    if not torch.compiler.is_compiling() and plan.cu_static.device.type == "cpu":
-        _checks.shape("static", static, 0, int(plan.cu_static[-1]), "plan.cu_static")
-    source = plan.source.to(static.device)
-    packed = registry.call(OP, backend, static, compressed, separator, source)
-    return packed, plan.cu_context.to(static.device)
+    rows = plan.position.shape[0] - compressed.shape[0] * compressed.shape[1]
+    _checks.shape("static", static, 0, rows, "plan.cu_static")
+    device = static.device
+    _checks.same_device("compressed", compressed, device)
+    _checks.same_device("separator", separator, device)
+    dtype = torch.promote_types(static.dtype, compressed.dtype)
+    dtype = torch.promote_types(dtype, separator.dtype)
+    packed = registry.call(
+        OP,
+        backend,
+        dense_rows(static.to(dtype)),
+        dense_rows(compressed.to(dtype)),
+        separator.to(dtype).contiguous(),
+        plan.source.to(device),
+        plan.position.to(device),
+        plan.separators.to(device),
+        function=PackContext,
+    )
+    return packed, plan.cu_context.to(device)

@@ -27,8 +27,7 @@ def limit_of(threshold: float | None) -> int:
     if threshold is None:
         return HIGHEST.value
     bits = ctypes.c_int32.from_buffer(ctypes.c_float(threshold)).value
-    bits = 0 if bits == LOWEST.value else bits
-    return bits if bits >= 0 else bits ^ HIGHEST.value
+    return bits if bits >= 0 else bits ^ HIGHEST.value  # of -0.0, -1: no pair has this key
 
 
 @triton.jit
