@@ -3,7 +3,10 @@
 #   make demo [VIDEO=path]    a video through the whole model
 #   make test [ARGS=...]      every test        (ARGS: passed to pytest)
 #   make lint | format        ruff and mypy | let ruff rewrite
-#   make bench                measurements into bench/results
+#   make bench                time the ops into bench/results, draw docs/benchmarks (minutes)
+#   make bench-gpu [OUT=dir]  the same on a CUDA device; needs torch, triton and pytest only
+#   make bench-compare BASE=<revision>   the ops there and here, in turns
+#   make bench-compressor | bench-memory | bench-plots   see docs/benchmarks.md
 #   make clean                remove what was built, .venv included
 # TORCH_INDEX_URL=<index of CPU wheels> avoids the CUDA build of PyTorch, which is several gigabytes.
 
@@ -13,6 +16,8 @@ TORCH_INDEX_URL ?=
 VIDEO ?=
 ARGS ?=
 WORKERS ?= 2
+BASE ?=
+OUT ?= bench/results
 export VIDEO
 
 PY := $(VENV)/bin/python
@@ -20,14 +25,15 @@ PIP := $(PY) -m pip --disable-pip-version-check install -qq --constraint constra
 TORCH_INDEX := $(if $(strip $(TORCH_INDEX_URL)),--extra-index-url $(TORCH_INDEX_URL))
 NATIVE := $(wildcard setup.py CMakeLists.txt csrc/*/*)
 # pip hides what setup.py says, so whether the compiled ops are there is asked afterwards.
-NATIVE_STATUS = $(PY) -c 'from tdc_kernels import native; print("native library:", native.why_not() or "built")'
+NATIVE_STATUS = $(PY) -c 'from tdc_kernels import native; [print(library.what + ":", library.why_not() or "built") for library in (native.CPU, native.CUDA)]'
 PROJECT := pyproject.toml constraints.txt $(NATIVE)
 
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test lint format clean
+.PHONY: bench bench-gpu bench-compare bench-compressor bench-memory bench-plots
 .NOTPARALLEL:
 
 help:
-	@sed -n '3,9s/^# \{0,1\}//p' Makefile
+	@sed -n '3,13s/^# \{0,1\}//p' Makefile
 
 demo: $(VENV)/.installed-model
 	@$(VENV)/bin/tdc demo $${VIDEO:+--video "$$VIDEO"}
@@ -43,7 +49,21 @@ format: $(VENV)/.installed-dev
 	@$(VENV)/bin/ruff check --fix . ; $(VENV)/bin/ruff format .
 
 bench: $(VENV)/.installed-dev
-	@$(PY) -m bench.compressor $(ARGS)
+	@$(PY) -m bench $(ARGS)
+	@$(PY) -m bench.plots && $(PY) -m bench.table >/dev/null
+
+# Without .venv where there is none: a borrowed machine comes with its own PyTorch.
+bench-gpu:
+	@$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m bench --device cuda --out "$(OUT)" $(ARGS)
+
+bench-compare: $(VENV)/.installed-dev
+	@$(PY) -m bench.compare "$(BASE)" $(ARGS)
+
+bench-compressor bench-memory: bench-%: $(VENV)/.installed-dev
+	@$(PY) -m bench.$* $(ARGS)
+
+bench-plots: $(VENV)/.installed-dev
+	@$(PY) -m bench.plots && $(PY) -m bench.table
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

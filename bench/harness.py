@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -23,6 +24,8 @@ import torch
 logger = logging.getLogger(__name__)
 
 RESULTS = Path(__file__).parent / "results"
+MOST_ROUNDS = 200  # of a run that goes by a budget: enough for quantiles
+_SOURCES = (":/", ":(exclude,top)bench/results", ":(exclude,top)docs/benchmarks*")
 _VERSIONS = ("torch", "tdc-kernels", "transformers", "triton", "numpy")
 
 
@@ -58,17 +61,26 @@ class Timing:
 
 
 def interleave(
-    providers: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1
+    providers: Mapping[str, Any],
+    rounds: int,
+    warmup: int = 1,
+    *,
+    budget_s: float = 0.0,
+    sample: Callable[[Any], tuple[float, float]] | None = None,
 ) -> dict[str, Timing]:
     """Time every provider once per round.
 
-    The providers take turns, and the order turns by one each round: a clock that drops or a
-    neighbour that wakes up hits all of them alike, so that ratios stay honest where seconds do not.
+    The providers take turns: a clock that drops or a neighbour that wakes up hits all of them
+    alike, so that ratios stay honest where seconds do not. Every second round runs backwards and
+    every two rounds the order turns by one, so that nobody always follows the same provider, whose
+    instructions and data it would find in the caches.
 
     Args:
-        providers: name -> call without arguments.
+        providers: name -> call without arguments, or whatever ``sample`` takes.
         rounds: timed rounds, at least 1.
         warmup: untimed rounds before.
+        budget_s: goes on after ``rounds`` until this many seconds were spent, warm-up included.
+        sample: how a provider's turn is timed: wall-clock and CPU seconds of it. None: one call.
 
     Raises:
         ValueError: no providers, or ``rounds`` below 1.
@@ -79,25 +91,29 @@ def interleave(
         )
     names = list(providers)
     measured: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
-    for i in range(-warmup, rounds):
-        turn = i % len(names)
-        for name in names[turn:] + names[:turn]:
-            wall, cpu = _time(providers[name])
+    stop = time.perf_counter() + budget_s
+    for i in itertools.count(-warmup):
+        if i >= rounds and (time.perf_counter() >= stop or i >= MOST_ROUNDS):
+            break
+        turn = i // 2 % len(names)
+        for name in (names[turn:] + names[:turn])[:: -1 if i % 2 else 1]:
+            wall, cpu = (sample or timed)(providers[name])
             if i >= 0:
                 measured[name].append((wall, cpu))
-                logger.info("round %d of %d: %s %.3f s (cpu %.3f)", i + 1, rounds, name, wall, cpu)
+                logger.info("round %d: %s %.3f s (cpu %.3f)", i + 1, name, wall, cpu)
     return {name: Timing(*zip(*pairs, strict=True)) for name, pairs in measured.items()}
 
 
-def _time(call: Callable[[], object]) -> tuple[float, float]:
-    """Wall-clock and CPU seconds of one call."""
-    _synchronize()
+def timed(call: Callable[[], object], loops: int = 1) -> tuple[float, float]:
+    """Wall-clock and CPU seconds of one call, the mean of ``loops`` in a row."""
+    synchronize()
     start, cpu_start = time.perf_counter(), time.process_time()
-    result = call()
-    _synchronize()
-    elapsed = time.perf_counter() - start, time.process_time() - cpu_start
+    for _ in range(loops):
+        result = call()
+    synchronize()
+    wall, cpu = time.perf_counter() - start, time.process_time() - cpu_start
     del result  # freeing hundreds of megabytes is not part of the work
-    return elapsed
+    return wall / loops, cpu / loops
 
 
 def load_of_others() -> float:
@@ -112,7 +128,7 @@ def load_of_others() -> float:
     return load
 
 
-def _synchronize() -> None:
+def synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
@@ -138,16 +154,24 @@ def machine() -> str:
     if info.exists():
         found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE)
         model = found.group(1) if found else model
-    model = re.sub(r"\((r|tm|c)\)", " ", model, flags=re.IGNORECASE)
-    slug = re.sub(r"[^a-z0-9]+", "-", model.lower()).strip("-")
-    return f"{slug}-{os.cpu_count()}-cores"
+    return f"{_slug(model)}-{os.cpu_count()}-cores"
+
+
+def results_name(device: str) -> str:
+    """Name of the results of this machine's CPU, or of its GPU: the two are never mixed."""
+    return _slug(torch.cuda.get_device_name()) if device == "cuda" else machine()
+
+
+def _slug(name: str) -> str:
+    name = re.sub(r"\((r|tm|c)\)", " ", name, flags=re.IGNORECASE)
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def commit() -> str:
-    """Short hash of the checked-out commit; ``+changes`` if files differ from it."""
+    """Short hash of the checked-out commit; ``+changes`` if files other than results differ."""
     try:
         head = _git("rev-parse", "--short=12", "HEAD")
-        return f"{head}+changes" if _git("status", "--porcelain") else head
+        return f"{head}+changes" if _git("status", "--porcelain", "--", *_SOURCES) else head
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
@@ -172,12 +196,22 @@ def record(benchmark: str, rows: list[dict[str, Any]], folder: Path = RESULTS) -
     The file maps a benchmark's name to ``{"environment": ..., "rows": [...]}``: each carries the
     versions and the commit it was measured with. The file appears whole or not at all.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{machine()}.json"
     results = json.loads(path.read_text()) if path.exists() else {}
     results[benchmark] = {"environment": environment(), "rows": rows}
-    with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".part", delete=False) as part:
-        part.write(json.dumps(results, indent=2, sort_keys=True) + "\n")
-    os.chmod(part.name, 0o644)  # temporary files are private by default
-    os.replace(part.name, path)
+    write_whole(path, json.dumps(results, indent=2, sort_keys=True) + "\n")
     return path
+
+
+def write_whole(path: Path, text: str) -> None:
+    """The file appears whole or not at all; what was there before stays until then."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(
+        "w", dir=path.parent, suffix=".part", delete=False, newline=""
+    ) as part:
+        part.write(text)
+    try:
+        os.chmod(part.name, 0o644)  # temporary files are private by default
+        os.replace(part.name, path)
+    finally:
+        Path(part.name).unlink(missing_ok=True)

@@ -13,10 +13,11 @@ from bench import harness
 def test_interleave_takes_turns_and_drops_the_warmup() -> None:
     calls: list[str] = []
     times = harness.interleave(
-        {name: lambda name=name: calls.append(name) for name in "abc"}, rounds=2, warmup=1
+        {name: lambda name=name: calls.append(name) for name in "abc"}, rounds=6, warmup=1
     )
-    assert "".join(calls) == "cab" + "abc" + "bca"  # the first letter moves by one each round
-    assert {name: len(t.seconds) for name, t in times.items()} == {"a": 2, "b": 2, "c": 2}
+    rounds = ["".join(calls[i : i + 3]) for i in range(0, len(calls), 3)]
+    assert rounds == ["bac", "abc", "cba", "bca", "acb", "cab", "bac"]  # every order once
+    assert {name: len(t.seconds) for name, t in times.items()} == {"a": 6, "b": 6, "c": 6}
 
 
 @pytest.mark.parametrize(("providers", "rounds"), [({}, 1), ({"a": int}, 0)])
