@@ -13,6 +13,8 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
+import torch
+
 OLDEST, NEXT = (3, 6), (3, 10)
 KEYS = ("CUDA", "CPU")  # dispatch keys; the CPU is Triton's interpreter
 
@@ -48,8 +50,11 @@ def lazy(op: str, name: str) -> Callable[..., Any]:
     def function() -> Callable[..., Any]:
         return getattr(importlib.import_module(f"tdc_kernels.ops.{op}.triton"), name)
 
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return function()(*args, **kwargs)
+    def call(*args: Any) -> Any:
+        if not args[0].is_cuda:
+            return function()(*args)
+        with torch.cuda.device_of(args[0]):  # Triton launches on the current device
+            return function()(*args)
 
     return call
 

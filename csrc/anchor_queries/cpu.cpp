@@ -9,6 +9,7 @@
 
 #include "anchor_queries/bins.h"
 #include "common/checks.h"
+#include "common/huge_pages.h"
 
 namespace tdc {
 namespace {
@@ -193,6 +194,7 @@ Tensor anchor_queries_backward(Tensor grad, int64_t frames, int64_t length,
   const Tensor dense = torch::stable::contiguous(grad);
   const Asking asking(anchors, frames);
   Tensor out = torch::stable::new_empty(grad, {frames, length, grad.size(2)}, dtype);
+  prefer_huge_pages(out);
   with_types(dtype, grad.scalar_type(),
              [&]<typename T, typename O>() { gradient<T, O>(dense, asking, out); });
   return out;

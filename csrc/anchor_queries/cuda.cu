@@ -16,34 +16,6 @@ inline constexpr int kBatch = 16;     // entries of `index` on their way at once
 template <int V>
 inline constexpr int kTokens = V > 4 ? 32 / V : 8;
 
-// A plain type of so many bytes. Through it and __stcs a Pack is stored in one piece, which is
-// otherwise the compiler's choice: for sm_80 and sm_90 it made stores of 2 and 4 bytes.
-template <int kSize>
-struct Bits;
-template <>
-struct Bits<16> {
-  using type = uint4;
-};
-template <>
-struct Bits<8> {
-  using type = uint2;
-};
-template <>
-struct Bits<4> {
-  using type = unsigned;
-};
-template <>
-struct Bits<2> {
-  using type = unsigned short;
-};
-
-template <int V, typename T>
-__device__ __forceinline__ void store_whole(T* p, const Pack<T, V>& pack) {
-  typename Bits<sizeof(pack)>::type bits;
-  memcpy(&bits, &pack, sizeof(pack));
-  __stcs(reinterpret_cast<decltype(bits)*>(p), bits);
-}
-
 // What is small, the pooled rows and the index, is accessed by its dtype at run time: the kernels
 // are compiled once per dtype of the tokens.
 template <typename O, int V, typename A>
@@ -65,7 +37,7 @@ __device__ __forceinline__ void store_values(void* base, int64_t offset, const A
     Pack<O, width> part;
 #pragma unroll
     for (int v = 0; v < width; ++v) part.x[v] = static_cast<O>(x[i + v]);
-    store_whole(static_cast<O*>(base) + offset + i, part);
+    store_pack(static_cast<O*>(base) + offset + i, part);
   }
 }
 

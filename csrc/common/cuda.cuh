@@ -38,9 +38,32 @@ __device__ __forceinline__ Pack<T, V> load_pack(const T* p) {
   return *reinterpret_cast<const Pack<T, V>*>(p);
 }
 
+// A plain type of so many bytes: through it a Pack is stored in one piece, where for sm_80 and sm_90
+// the compiler made stores of 2 and 4 bytes of the elements.
+template <int kSize>
+struct Bits;
+template <>
+struct Bits<16> {
+  using type = uint4;
+};
+template <>
+struct Bits<8> {
+  using type = uint2;
+};
+template <>
+struct Bits<4> {
+  using type = unsigned;
+};
+template <>
+struct Bits<2> {
+  using type = unsigned short;
+};
+
 template <int V, typename T>
-__device__ __forceinline__ void store_pack(T* p, const Pack<T, V>& v) {
-  *reinterpret_cast<Pack<T, V>*>(p) = v;
+__device__ __forceinline__ void store_pack(T* p, const Pack<T, V>& pack) {
+  typename Bits<sizeof(pack)>::type bits;
+  memcpy(&bits, &pack, sizeof(pack));
+  *reinterpret_cast<decltype(bits)*>(p) = bits;
 }
 
 // Whether rows of `x` (any number of leading dimensions, dense last one) can be read 16 bytes at a

@@ -2,6 +2,7 @@
 // frame_similarity on the CPU. Contract: tdc_kernels/ops/frame_similarity/__init__.py.
 #define TDC_KERNEL "frame_similarity/kernel.h"
 #include "common/each_isa.h"
+#include "common/huge_pages.h"
 #include "frame_similarity/cpu.h"
 
 #include <cmath>
@@ -123,6 +124,7 @@ Tensor frame_similarity_backward(Tensor grad, Tensor features, Tensor sums,
                   "grad: expected one entry per pair of frames");
   STD_TORCH_CHECK(sums.is_contiguous() && sums.numel() == 2 * frames, "sums: expected [F, 2]");
   Tensor out = torch::stable::new_empty(features, {frames, features.size(1)});
+  prefer_huge_pages(out);
   with_type(features.scalar_type(), [&]<typename T>() {
     STD_TORCH_CHECK(sums.scalar_type() == scalar_type_of<acc_t<T>>, "sums: unexpected dtype");
     const auto weights =

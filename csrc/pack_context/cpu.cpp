@@ -2,6 +2,7 @@
 // pack_context on the CPU. Contract: tdc_kernels/ops/pack_context/__init__.py.
 #define TDC_KERNEL "pack_context/kernel.h"
 #include "common/each_isa.h"
+#include "common/huge_pages.h"
 #include "pack_context/arguments.h"
 
 #include <cmath>
@@ -53,6 +54,7 @@ Tensor pack_context(Tensor static_rows, Tensor compressed, Tensor separator, Ten
   packing::check_pieces(static_rows, compressed, separator, source);
   const int64_t tokens = source.numel(), width = static_rows.size(1);
   Tensor out = torch::stable::new_empty(static_rows, {tokens, width});
+  prefer_huge_pages(out);
   with_type(static_rows.scalar_type(), [&]<typename T>() {
     using A = acc_t<T>;
     const Compressed<T> units(compressed);
@@ -152,6 +154,8 @@ std::tuple<Tensor, Tensor, Tensor> pack_context_backward(Tensor grad, Tensor com
                                                          bool for_separator) {
   packing::Backward call(grad, compressed, position, separators, for_static, for_compressed,
                          for_separator);
+  prefer_huge_pages(call.to_static);
+  prefer_huge_pages(call.to_compressed);
   const auto places = numbers(position, -1, call.tokens, "position");
   const auto between = numbers(separators, 0, call.tokens, "separators");
   with_type(call.grad.scalar_type(), [&]<typename T>() {

@@ -85,8 +85,8 @@ void gradient_row(const T* g, const T* x, acc_t<T> along, acc_t<T> norm, int64_t
   }
 }
 
-// out = sum of the `count` rows of grad named by `rows`, in their order. `sums` has room for `width`
-// numbers, up to a whole vector.
+// out = sum of the `count` rows of grad named by `rows`, in their order. `sums` has room for whole
+// vectors of `width` numbers.
 template <typename T>
 void sum_rows(const T* grad, int64_t stride, const int32_t* rows, int64_t count, int64_t width,
               acc_t<T>* sums, T* out) {

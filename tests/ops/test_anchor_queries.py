@@ -225,6 +225,8 @@ def test_bad_gradient_stays_in_its_bin(target):
 @targets("anchor_queries")
 @pytest.mark.parametrize("index", [None, [1, 0, 1]])
 def test_same_bits_every_time(target, index):
+    if target.backend == "reference":
+        pytest.skip("autograd adds up a frame's anchors as it likes")
     tokens = torch.randn(3, 20, 400)
     index = None if index is None else torch.tensor(index)
     grad = torch.randn(3, 7, 400)
@@ -263,21 +265,6 @@ def test_pooled_in_another_dtype(target, tokens_dtype, dtype):
     assert back.dtype == tokens_dtype
     wanted = gradient(exact, tokens.double(), 3, index, grad.double())
     judge(back, wanted.to(tokens_dtype), wanted)
-
-
-@pytest.fixture
-def instruction_set():
-    """Chooses one for the test."""
-
-    def choose(name):
-        try:
-            native.use_instruction_set(name)
-        except (RuntimeError, ValueError) as error:
-            pytest.skip(str(error))
-
-    yield choose
-    if native.CPU.why_not() is None:
-        native.use_instruction_set(None)
 
 
 @pytest.mark.parametrize("name", native.INSTRUCTION_SETS)

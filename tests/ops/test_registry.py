@@ -113,9 +113,9 @@ def test_choice_is_logged_once(spy, caplog):
 @pytest.mark.parametrize("backend", ["cuda", "triton"])
 def test_missing_backend_says_why(backend):
     with pytest.raises(
-        RuntimeError, match=f"backend '{backend}' cannot run pack_context: not impl"
+        RuntimeError, match=f"backend '{backend}' cannot run cross_attention: not impl"
     ):
-        registry.call("pack_context", backend, X)
+        registry.call("cross_attention", backend, X)
 
 
 def test_unknown_backend():

@@ -32,9 +32,8 @@ def compiled(tmp_path_factory):
     output = tmp_path_factory.mktemp("triton")
     env = {k: v for k, v in os.environ.items() if not k.startswith("TRITON_")}
     env["TRITON_CACHE_DIR"] = str(ROOT / "build" / "triton")
-    env["PYTHONPATH"] = os.pathsep.join(
-        [str(ROOT), env.get("PYTHONPATH", "")]
-    )  # not an installed one
+    # This tree's kernels, whatever is installed.
+    env["PYTHONPATH"] = os.pathsep.join([str(ROOT), env.get("PYTHONPATH", "")])
     command = [sys.executable, str(Path(__file__).with_name("compile_triton.py")), str(output)]
     done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -150,6 +150,13 @@ def gradient(
     tl.store(at, total.to(out.dtype.element_ty), mask=mask)
 
 
+def tile(width: int, tokens: int, itemsize: int) -> tuple[int, int]:
+    """A program's columns and the tokens it has at once; more where they are narrow."""
+    columns = TILE_BYTES // itemsize
+    block = min(columns, triton.next_power_of_2(width))
+    return block, min(TOKENS * columns // block, triton.next_power_of_2(tokens))
+
+
 def triton_dtype(dtype: torch.dtype) -> tl.dtype:
     """The dtype that sums of ``dtype`` are taken in."""
     return tl.float64 if dtype == torch.float64 else tl.float32
@@ -165,7 +172,8 @@ def forward(
     anchors = frames if index is None else index.shape[0]
     out = tokens.new_empty((anchors, num_queries, width), dtype=dtype or tokens.dtype)
     if out.numel() > 0:
-        block = TILE_BYTES // tokens.element_size()
+        bin_width = length // num_queries + 2  # at most
+        block, together = tile(width, bin_width, tokens.element_size())
         pool[(anchors * num_queries, triton.cdiv(width, block))](
             tokens,
             None if index is None else index.contiguous(),
@@ -176,7 +184,7 @@ def forward(
             num_queries,
             width,
             BLOCK=block,
-            TOKENS=TOKENS,
+            TOKENS=together,
             ACC=triton_dtype(tokens.dtype),
             INDEXED=index is not None,
             num_warps=WARPS,
@@ -194,8 +202,8 @@ def backward(
     anchors, queries, width = grad.shape
     out = grad.new_empty((frames, length, width), dtype=dtype)
     if out.numel() > 0:
-        block = TILE_BYTES // out.element_size()
-        gradient[(frames * triton.cdiv(length, TOKENS), triton.cdiv(width, block))](
+        block, together = tile(width, length, out.element_size())
+        gradient[(frames * triton.cdiv(length, together), triton.cdiv(width, block))](
             grad.contiguous(),
             None if index is None else index.contiguous(),
             out,
@@ -204,7 +212,7 @@ def backward(
             queries,
             width,
             BLOCK=block,
-            TOKENS=TOKENS,
+            TOKENS=together,
             ROWS=ROWS,
             ACC=triton_dtype(dtype),
             INDEXED=index is not None,

@@ -59,7 +59,7 @@ class FrameSimilarity(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor, _: Any):
-        operator = registry.entry(OP, ctx.backend).backward
+        operator: Any = registry.entry(OP, ctx.backend).backward
         return None, operator(grad, *ctx.saved_tensors), None
 
 
@@ -67,7 +67,7 @@ def as_rows(features: torch.Tensor) -> torch.Tensor:
     """``[F, ...] -> [F, N]`` with dense rows: a view where memory allows it, whatever the order of
     a frame's dimensions (no sum depends on it), else a copy."""
     if not torch.compiler.is_compiling() and not features.is_contiguous():
-        inner = sorted(range(1, features.ndim), key=lambda d: -features.stride(d))
+        inner = sorted(range(1, features.ndim), key=lambda d: features.stride(d), reverse=True)
         features = features.permute(0, *inner)
     rows = features.flatten(1)
     return rows if rows.shape[1] <= 1 or rows.stride(1) == 1 else rows.contiguous()

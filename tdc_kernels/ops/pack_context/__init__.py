@@ -70,7 +70,7 @@ class PackContext(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor):
         wanted = ctx.needs_input_grad[1:4]
-        operator = registry.entry(OP, ctx.backend).backward
+        operator: Any = registry.entry(OP, ctx.backend).backward
         found = operator(grad, *ctx.saved_tensors, *wanted)
         pieces = (g if needed else None for g, needed in zip(found, wanted, strict=True))
         return None, *pieces, None, None, None

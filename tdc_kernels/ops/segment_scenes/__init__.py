@@ -59,7 +59,7 @@ class SegmentScenes(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor, *_: Any):
-        operator = registry.entry(frame_similarity.OP, ctx.backend).backward
+        operator: Any = registry.entry(frame_similarity.OP, ctx.backend).backward
         return None, operator(grad, *ctx.saved_tensors), None, None, None
 
 
