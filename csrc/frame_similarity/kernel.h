@@ -16,6 +16,11 @@ void tile_sums(const T* frames, int64_t stride, int64_t width, int64_t first, in
     Vec<T> dot[unroll] = {}, square[unroll] = {};
     int64_t i = 0;
     for (; i + unroll * lanes <= width; i += unroll * lanes) {
+      if constexpr (sizeof(T) == 2) {
+        // Converting leaves too few loads in flight: asked for 1 kB ahead, bf16 went from 0.79 to
+        // 0.88 of the read bandwidth, while fp32 lost a little.
+        for (int at = 0; at < unroll * lanes; at += 32) __builtin_prefetch(x + i + at + 512);
+      }
       for (int u = 0; u < unroll; u += 2) {
         Vec<T> x0, x1, p0, p1;
         load_two<T>(x + i + u * lanes, x0, x1);
