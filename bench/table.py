@@ -131,13 +131,13 @@ def _ratio(other: Row | None, row: Row) -> str:
 
 
 def skipped(rows: list[Row]) -> str:
-    """Who was not timed, and why."""
-    lines = [
-        f"- `{row['op']}` {row['case']} {row['dtype']} {row['direction']}, {row['provider']}: "
-        f"{row['note']}"
-        for row in rows
-        if not row["median_ms"]
-    ]
+    """Who was not timed, and why: a line per case and reason."""
+    providers: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        if not row["median_ms"]:
+            case = f"`{row['op']}` {row['case']} {row['dtype']} {row['direction']}"
+            providers.setdefault((case, row["note"]), []).append(row["provider"])
+    lines = [f"- {case}, {', '.join(who)}: {why}" for (case, why), who in providers.items()]
     return "\n".join(["Not timed:", "", *lines]) if lines else ""
 
 
