@@ -9,6 +9,7 @@ import pytest
 import samples
 import torch
 
+import tdc_kernels as tk
 from tdc_kernels import registry
 
 OPS = registry.ops()
@@ -102,6 +103,26 @@ def test_compiles_once_for_all_lengths(op, packed):
 def test_inductor(op):
     """The two whose shapes inductor is likeliest to fix: it has lowerings for pools and sorts."""
     compiles_once(op, True, "inductor", (2, 1))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
+@pytest.mark.parametrize("op", [op for op in OPS if "native" in registry._ENTRIES[op]])
+@both
+def test_cuda_graph(op, backend, packed):
+    """Nothing waits for the device and nothing is copied from the host: a call can be captured."""
+
+    def on_device(a):
+        return a.to("cuda") if isinstance(a, torch.Tensor | tk.ContextPlan) else a
+
+    args = [on_device(a) for a in samples.arguments(op, 1, packed)]
+    public = samples.public(op)
+    wanted = public(*args, backend=backend)  # compiles the kernels, too
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = public(*args, backend=backend)
+    graph.replay()
+    torch.testing.assert_close(got, wanted, rtol=0, atol=0)
 
 
 class Module(torch.nn.Module):
