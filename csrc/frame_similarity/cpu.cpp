@@ -88,7 +88,8 @@ void gradient_weights(const A* sums, const float* grad, int64_t frames, const Vi
     if (before != 0) own += before * sums[2 * t];
     if (after != 0) own += after * sums[2 * t + 2];
     weights[3 * t] = before;
-    weights[3 * t + 1] = std::sqrt(square) >= kEps<A> ? -own / square : (std::isnan(square) ? square : 0);
+    // A NaN stays one; below eps the norm is a constant.
+    weights[3 * t + 1] = std::sqrt(square) < kEps<A> ? A(0) : -own / square;
     weights[3 * t + 2] = after;
   }
 }

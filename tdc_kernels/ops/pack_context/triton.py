@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
+from tdc_kernels.ops.frame_similarity.triton import triton_dtype
 from tdc_kernels.triton_support import instance
 
 EPS = tl.constexpr(1e-12)  # smallest norm divided by, as in torch.nn.functional.normalize
@@ -264,10 +265,6 @@ def pack_backward(
         )
 
 
-def accumulator(dtype: torch.dtype) -> tl.dtype:
-    return tl.float64 if dtype == torch.float64 else tl.float32
-
-
 def forward(
     static: torch.Tensor,
     compressed: torch.Tensor,
@@ -298,7 +295,7 @@ def forward(
         width,
         ROWS=rows,
         COLUMNS=columns,
-        ACC=accumulator(static.dtype),
+        ACC=triton_dtype(static.dtype),
         num_warps=WARPS,
     )
     return out
@@ -349,7 +346,7 @@ def backward(
             COLUMNS=columns,
             SEPARATOR_ROWS=tile_elements(grad.dtype) // SEPARATOR_COLUMNS,
             SEPARATOR_COLUMNS=SEPARATOR_COLUMNS,
-            ACC=accumulator(grad.dtype),
+            ACC=triton_dtype(grad.dtype),
             num_warps=BACKWARD_WARPS,
         )
     return to_static, to_compressed, to_separator
@@ -358,7 +355,7 @@ def backward(
 def _instances(dtype: torch.dtype, name: str) -> list[Any]:
     """The launches above for the paper's 3584 channels in one dtype, called ``name`` by Triton."""
     rows, columns = tile_shape(3584, dtype)
-    shared = {"ROWS": rows, "COLUMNS": columns, "ACC": accumulator(dtype)}
+    shared = {"ROWS": rows, "COLUMNS": columns, "ACC": triton_dtype(dtype)}
     return [
         instance(
             pack,
