@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
+from tdc_kernels.ops.frame_similarity.triton import triton_dtype
 from tdc_kernels.triton_support import instance
 
 # A program's columns and warps: 2 KB of a token and 16 bytes a thread, of TOKENS tokens at once, so
@@ -155,11 +156,6 @@ def tile(width: int, tokens: int, itemsize: int) -> tuple[int, int]:
     columns = TILE_BYTES // itemsize
     block = min(columns, triton.next_power_of_2(width))
     return block, min(TOKENS * columns // block, triton.next_power_of_2(tokens))
-
-
-def triton_dtype(dtype: torch.dtype) -> tl.dtype:
-    """The dtype that sums of ``dtype`` are taken in."""
-    return tl.float64 if dtype == torch.float64 else tl.float32
 
 
 def forward(
