@@ -154,7 +154,8 @@ def implement_compiled(
         library.define(name + text)
         torch.library.register_fake(f"tdc_{backend}::{name}", fake, lib=library)
         for key in keys:
-            library.impl(name, function, key)
+            if function is not None:
+                library.impl(name, function, key)
     handles = [_handle(backend, name) for name, *_ in parts]
     backward = handles[1] if schema.backward is not None else None
     _ENTRIES[op][backend] = Entry(handles[0], backward, True, requires, accepts, pays)

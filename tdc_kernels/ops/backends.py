@@ -4,18 +4,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from tdc_kernels import native, registry, triton_support
 
 
-def implement_fused(op: str, **constraints: Any) -> None:
+def implement_fused(
+    op: str,
+    native_pays: registry.Accepts | None = None,
+    native_backward: Callable[..., Any] | None = None,
+    **constraints: Any,
+) -> None:
     """Native, Triton and CUDA for a defined op; ``constraints`` are those of ``registry``.
 
     ``triton.py`` has the functions ``forward`` and, if the op has one, ``backward``, which take and
-    return what the op's schemas say.
+    return what the op's schemas say. ``native_backward``: the native gradient, where that is not in
+    the compiled library.
     """
-    registry.implement_compiled(op, "native", requires=native.requires_cpu, **constraints)
+    registry.implement_compiled(
+        op,
+        "native",
+        None,
+        native_backward,
+        keys=("CPU",) if native_backward is not None else (),
+        requires=native.requires_cpu,
+        pays=native_pays,
+        **constraints,
+    )
     registry.implement_compiled(op, "cuda", requires=native.requires_cuda, **constraints)
     registry.implement_compiled(
         op,

@@ -10,7 +10,7 @@ import torch
 
 import tdc_kernels as tk
 
-DIM, QUERY_DIM, HEADS, QUERIES = 12, 8, 2, 3
+DIM, QUERY_DIM, HEADS, QUERIES, AUDIO_DIM = 12, 8, 2, 3, 10
 
 
 def _weights() -> dict[str, torch.Tensor]:
@@ -21,6 +21,8 @@ def _weights() -> dict[str, torch.Tensor]:
         "w_value": (QUERY_DIM, DIM),
         "b_value": (QUERY_DIM,),
         "separator": (DIM,),
+        "w_key_audio": (QUERY_DIM, AUDIO_DIM),
+        "w_value_audio": (QUERY_DIM, AUDIO_DIM),
     }
     return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
 
@@ -44,14 +46,17 @@ def _attention(n: int, packed: bool) -> tuple[Any, ...]:
         torch.randint(s["frames"], (rows,)),
         torch.randint(s["visual"], (s["frames"],)),
         torch.randint(s["audio"], (s["frames"],)),
+        torch.rand(s["frames"], s["visual"] + s["audio"]) < 0.7,
+        WEIGHTS["w_key_audio"],
+        WEIGHTS["w_value_audio"],
     )
     return (
         torch.randn(rows, QUERIES, QUERY_DIM),
         torch.randn(s["frames"], s["visual"], DIM),
-        torch.randn(s["frames"], s["audio"], DIM) if packed else None,
+        torch.randn(s["frames"], s["audio"], AUDIO_DIM) if packed else None,
         *(WEIGHTS[name] for name in ("w_key", "b_key", "w_value", "b_value")),
         HEADS,
-        *(extra if packed else (None, None, None)),
+        *(extra if packed else [None] * len(extra)),
     )
 
 
@@ -98,6 +103,8 @@ def operator_arguments(op: str, n: int, packed: bool) -> tuple[Any, ...]:
     if op == "pack_context":
         plan = args[3]
         return *args[:3], plan.source, plan.position, plan.separators
+    if op == "cross_attention":
+        return *args, not packed  # both strategies
     return args
 
 
@@ -109,7 +116,7 @@ def public(op: str) -> Callable[..., Any]:
     def cross_attention(
         query, visual, audio, w_key, b_key, w_value, b_value, heads, *rest, backend=None
     ):
-        index, visual_lengths, audio_lengths = rest
+        index, visual_lengths, audio_lengths, mask, w_key_audio, w_value_audio = rest
         return tk.cross_attention(
             query,
             visual,
@@ -122,6 +129,9 @@ def public(op: str) -> Callable[..., Any]:
             index=index,
             visual_lengths=visual_lengths,
             audio_lengths=audio_lengths,
+            mask=mask,
+            w_key_audio=w_key_audio,
+            w_value_audio=w_value_audio,
             backend=backend,
         )
 

@@ -13,23 +13,51 @@ from targets import dtypes, targets
 from tolerance import judge
 
 from tdc_kernels import cross_attention, registry
+from tdc_kernels.ops.cross_attention import strategy
 
 HEADS = 2
-FLOATS = ("query", "visual", "audio", "w_key", "b_key", "w_value", "b_value")
+FLOATS = (
+    "query",
+    "visual",
+    "audio",
+    "w_key",
+    "b_key",
+    "w_value",
+    "b_value",
+    "w_key_audio",
+    "w_value_audio",
+)
+strategies = pytest.mark.parametrize("strategy", ["project", "absorb"])
 
 
-def case(rows=5, frames=3, queries=4, visual=7, audio=5, width=16, depth=12, indexed=True):
+def case(
+    rows=5,
+    frames=3,
+    queries=4,
+    visual=7,
+    audio=5,
+    width=16,
+    depth=12,
+    indexed=True,
+    audio_depth=None,
+):
     """Arguments in fp64; the weights scaled as a trained layer's."""
+
+    def weight(depth):
+        return torch.randn(width, depth) / math.sqrt(depth)
+
     args = {
         "query": torch.randn(rows, queries, width),
         "visual": torch.randn(frames, visual, depth),
-        "audio": torch.randn(frames, audio, depth) if audio is not None else None,
-        "w_key": torch.randn(width, depth) / math.sqrt(depth),
+        "audio": torch.randn(frames, audio, audio_depth or depth) if audio is not None else None,
+        "w_key": weight(depth),
         "b_key": torch.randn(width),
-        "w_value": torch.randn(width, depth) / math.sqrt(depth),
+        "w_value": weight(depth),
         "b_value": torch.randn(width),
         "index": torch.randint(frames, (rows,)) if indexed else None,
     }
+    if audio is not None and audio_depth is not None:
+        args |= {"w_key_audio": weight(audio_depth), "w_value_audio": weight(audio_depth)}
     return cast(args, torch.float64)
 
 
@@ -40,53 +68,152 @@ def cast(args, dtype=None, device=None):
     }
 
 
-def exact(a, visual_lengths=None, audio_lengths=None):
-    """One row and one head at a time over tokens that are really concatenated, in fp64."""
+def projections(a, tokens, name, audio):
+    """Keys or values of some tokens."""
+    weight = a.get(f"w_{name}_audio") if audio else None
+    return F.linear(tokens, a["w_" + name] if weight is None else weight, a["b_" + name])
+
+
+def exact(a, visual_lengths=None, audio_lengths=None, mask=None):
+    """One row and one head at a time over the tokens that count, in fp64; differentiable."""
     a = cast(a, torch.float64)
     dim = a["query"].shape[2] // HEADS
-    out = torch.zeros_like(a["query"])
-    for m in range(len(out)):
+    rows = []
+    for m in range(len(a["query"])):
         f = m if a["index"] is None else int(a["index"][m])
-        tokens = a["visual"][f, : None if visual_lengths is None else int(visual_lengths[f])]
-        if a["audio"] is not None:
-            sound = a["audio"][f, : None if audio_lengths is None else int(audio_lengths[f])]
-            tokens = torch.cat([tokens, sound])
-        if len(tokens) == 0:
+        seen = (
+            None
+            if mask is None
+            else mask[f].split([a["visual"].shape[1], mask.shape[1] - a["visual"].shape[1]])
+        )
+        found = {"key": [], "value": []}
+        for i, (name, lengths) in enumerate((("visual", visual_lengths), ("audio", audio_lengths))):
+            if a[name] is None:
+                continue
+            stop = a[name].shape[1] if lengths is None else int(lengths[f])
+            tokens = a[name][f, :stop]
+            tokens = tokens if seen is None else tokens[seen[i][:stop]]
+            for kind, parts in found.items():
+                parts.append(projections(a, tokens, kind, name == "audio"))
+        key, value = (torch.cat(parts) for parts in found.values())
+        if len(key) == 0:
+            rows.append(a["query"][m] * 0)
             continue
-        key, value = (F.linear(tokens, a["w_" + n], a["b_" + n]) for n in ("key", "value"))
+        heads = []
         for h in range(HEADS):
             part = slice(h * dim, (h + 1) * dim)
             score = a["query"][m, :, part] @ key[:, part].T / math.sqrt(dim)
-            out[m, :, part] = score.softmax(1) @ value[:, part]
-    return out
+            heads.append(score.softmax(1) @ value[:, part])
+        rows.append(torch.cat(heads, 1))
+    return torch.stack(rows) if rows else a["query"] * 1
 
 
 def plain(a):
-    """What one would write: concatenate, project, gather, scaled_dot_product_attention."""
-    tokens = a["visual"] if a["audio"] is None else torch.cat([a["visual"], a["audio"]], 1)
+    """What one would write: project, concatenate, gather, scaled_dot_product_attention."""
 
-    def heads(x):
+    def heads(name):
+        parts = [projections(a, a["visual"], name, False)]
+        parts += [] if a["audio"] is None else [projections(a, a["audio"], name, True)]
+        x = torch.cat(parts, 1)
+        x = x if a["index"] is None else x[a["index"]]
         return x.unflatten(2, (HEADS, -1)).transpose(1, 2)
 
-    key, value = (F.linear(tokens, a["w_" + n], a["b_" + n]) for n in ("key", "value"))
-    if a["index"] is not None:
-        key, value = key[a["index"]], value[a["index"]]
-    out = F.scaled_dot_product_attention(heads(a["query"]), heads(key), heads(value))
+    query = a["query"].unflatten(2, (HEADS, -1)).transpose(1, 2)
+    out = F.scaled_dot_product_attention(query, heads("key"), heads("value"))
     return out.transpose(1, 2).flatten(2)
 
 
 @targets("cross_attention")
 @dtypes
-@pytest.mark.parametrize("audio", [None, 5])
-@pytest.mark.parametrize("indexed", [False, True])
-def test_formula(target, dtype, audio, indexed):
-    args = case(rows=6 if indexed else 3, audio=audio, width=32, depth=64, indexed=indexed)
+@strategies
+@pytest.mark.parametrize(
+    ("audio", "audio_depth", "indexed"),
+    [(None, None, False), (5, None, True), (5, 24, True), (5, 24, False)],
+)
+def test_formula(target, dtype, strategy, audio, audio_depth, indexed):
+    args = case(
+        rows=6 if indexed else 3,
+        audio=audio,
+        width=32,
+        depth=64,
+        indexed=indexed,
+        audio_depth=audio_depth,
+    )
     args = cast(args, dtype)
     got = cross_attention(
-        **cast(args, device=target.device), num_heads=HEADS, backend=target.backend
+        **cast(args, device=target.device),
+        num_heads=HEADS,
+        strategy=strategy,
+        backend=target.backend,
     )
     assert got.dtype == dtype
     judge(got.cpu(), plain(args), exact(args))
+
+
+@targets("cross_attention")
+@strategies
+@pytest.mark.parametrize(
+    ("queries", "width", "depth", "visual", "audio"),
+    [
+        (16, 2 * 64, 3 * 128 + 8, 156, 50),  # the paper's, narrower
+        (32, 2 * 64, 176, 257, None),  # BLIP-2's
+        (8, 2 * 32, 3584 // 8, 84, 50),
+        (3, 2 * 24, 40, 19, 3),  # no size a multiple of anything
+    ],
+)
+def test_sizes(target, strategy, queries, width, depth, visual, audio):
+    args = cast(case(3, 2, queries, visual, audio, width, depth), torch.float32)
+    args["index"] = torch.tensor([1, 0, 1])
+    got = cross_attention(
+        **cast(args, device=target.device),
+        num_heads=HEADS,
+        strategy=strategy,
+        backend=target.backend,
+    )
+    judge(got.cpu(), plain(args), exact(args))
+
+
+@targets("cross_attention")
+@strategies
+def test_tokens_of_another_dtype(target, strategy):
+    """bf16 tokens under fp32 queries and weights are converted as they are read."""
+    args = cast(case(), torch.float32)
+    for name in ("visual", "audio"):
+        args[name] = args[name].bfloat16()
+    got = cross_attention(
+        **cast_device(args, target.device),
+        num_heads=HEADS,
+        strategy=strategy,
+        backend=target.backend,
+    )
+    assert got.dtype == torch.float32
+    wide = {**args, "visual": args["visual"].float(), "audio": args["audio"].float()}
+    judge(got.cpu(), plain(wide), exact(wide))
+
+
+def cast_device(args, device):
+    return {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in args.items()}
+
+
+def draw_rows(data, args, visual, audio, frames, kinds):
+    """Lengths (tokens beyond them become NaN) and a mask."""
+
+    def lengths(name, tokens):
+        if name not in kinds or tokens is None:
+            return None
+        several = data.draw(st.lists(st.integers(0, tokens), min_size=frames, max_size=frames))
+        for f, length in enumerate(several):
+            args[name][f, length:] = math.nan
+        return torch.tensor(several, dtype=torch.int32)
+
+    mask = None
+    if "mask" in kinds:
+        mask = torch.rand(frames, visual + (audio or 0)) < 0.6
+    return {
+        "visual_lengths": lengths("visual", visual),
+        "audio_lengths": lengths("audio", audio),
+        "mask": mask,
+    }
 
 
 @targets("cross_attention")
@@ -96,30 +223,93 @@ def test_formula(target, dtype, audio, indexed):
     queries=st.integers(1, 3),
     visual=st.integers(0, 4),
     audio=st.none() | st.integers(0, 3),
-    lengths=st.sampled_from(["none", "visual", "audio", "both"]),
+    kinds=st.sets(st.sampled_from(["visual", "audio", "mask"])),
+    strategy=st.sampled_from(["project", "absorb"]),
     data=st.data(),
 )
-def test_ragged(target, rows, frames, queries, visual, audio, lengths, data):
+def test_ragged(target, rows, frames, queries, visual, audio, kinds, strategy, data):
     """Any sizes, zero included; tokens beyond the lengths hold NaN and must not matter."""
     args = case(rows, frames, queries, visual, audio)
-
-    def draw(name, tokens):
-        if lengths not in (name, "both") or tokens is None:
-            return None
-        several = data.draw(st.lists(st.integers(0, tokens), min_size=frames, max_size=frames))
-        for f, length in enumerate(several):
-            args[name][f, length:] = math.nan
-        return torch.tensor(several, dtype=torch.int32)
-
-    lv, la = draw("visual", visual), draw("audio", audio)
+    extra = draw_rows(data, args, visual, audio, frames, kinds)
     got = cross_attention(
         **cast(args, device=target.device),
+        **cast_device(extra, target.device),
         num_heads=HEADS,
-        visual_lengths=None if lv is None else lv.to(target.device),
-        audio_lengths=None if la is None else la.to(target.device),
+        strategy=strategy,
         backend=target.backend,
     )
-    torch.testing.assert_close(got.cpu(), exact(args, lv, la))
+    torch.testing.assert_close(got.cpu(), exact(args, **extra))
+
+
+def gradients(function, args, names):
+    leaves = [args[n].detach().requires_grad_() for n in names]
+    out = function({**args, **dict(zip(names, leaves, strict=True))})
+    weigh = torch.linspace(-1, 1, out.numel(), dtype=out.dtype, device=out.device).view(out.shape)
+    found = torch.autograd.grad(out, leaves, weigh, allow_unused=True)
+    return [torch.zeros_like(x) if g is None else g for g, x in zip(found, leaves, strict=True)]
+
+
+@targets("cross_attention")
+@strategies
+@dtypes
+@pytest.mark.parametrize("audio_depth", [None, 24])
+def test_gradients(target, strategy, dtype, audio_depth):
+    """Of every floating argument; rows that share a frame add up, frames nobody asks for get 0."""
+    args = cast(case(width=32, depth=40, audio_depth=audio_depth), dtype)
+    args["index"] = torch.tensor([0, 2, 2, 0, 2])
+    names = [n for n in FLOATS if args.get(n) is not None]
+
+    def op(a):
+        return cross_attention(**a, num_heads=HEADS, strategy=strategy, backend=target.backend)
+
+    ours = gradients(op, cast(args, device=target.device), names)
+    theirs = gradients(plain, args, names)
+    truth = gradients(exact, cast(args, torch.float64), names)
+    for name, got, same, true in zip(names, ours, theirs, truth, strict=True):
+        assert got.dtype == dtype, name
+        if name != "b_key":  # exactly zero, which plain PyTorch has only up to rounding
+            judge(got.cpu(), same, true)
+
+
+@targets("cross_attention")
+@given(
+    queries=st.integers(1, 3),
+    visual=st.integers(0, 4),
+    audio=st.none() | st.integers(0, 3),
+    kinds=st.sets(st.sampled_from(["visual", "audio", "mask"])),
+    strategy=st.sampled_from(["project", "absorb"]),
+    data=st.data(),
+)
+def test_gradients_ragged(target, queries, visual, audio, kinds, strategy, data):
+    args = case(3, 3, queries, visual, audio)
+    extra = draw_rows(data, args, visual, audio, 3, kinds)
+    names = [n for n in FLOATS if args.get(n) is not None and n != "b_key"]
+
+    def op(a):
+        rest = cast_device(extra, target.device)
+        return cross_attention(
+            **a, **rest, num_heads=HEADS, strategy=strategy, backend=target.backend
+        )
+
+    ours = gradients(op, cast(args, device=target.device), names)
+    truth = gradients(lambda a: exact(a, **extra), args, names)
+    for name, got, true in zip(names, ours, truth, strict=True):
+        torch.testing.assert_close(got.cpu(), true.nan_to_num(), msg=name)
+
+
+@targets("cross_attention")
+@strategies
+@pytest.mark.parametrize("wanted", [["query"], ["w_value"], ["audio", "query"], ["b_value"]])
+def test_only_the_gradients_asked_for(target, strategy, wanted):
+    """Frozen tokens or weights cost nothing and change nothing."""
+    args = cast(case(), torch.float64)
+
+    def op(a):
+        return cross_attention(**a, num_heads=HEADS, strategy=strategy, backend=target.backend)
+
+    ours = gradients(op, cast(args, device=target.device), wanted)
+    for got, true in zip(ours, gradients(exact, args, wanted), strict=True):
+        torch.testing.assert_close(got.cpu(), true)
 
 
 @targets("cross_attention")
@@ -171,7 +361,7 @@ def test_strides(target):
 def test_gradcheck(audio, ragged):
     args = case(rows=3, frames=3, queries=2, visual=3, audio=audio, width=4, depth=3)
     args["index"] = torch.tensor([0, 2, 2])
-    names = [n for n in FLOATS if args[n] is not None]
+    names = [n for n in FLOATS if args.get(n) is not None]
     lengths = {}
     if ragged:  # frame 2 has no token at all
         lengths["visual_lengths"] = torch.tensor([2, 3, 0])
@@ -188,13 +378,14 @@ def test_gradcheck(audio, ragged):
 def test_gradients_ignore_what_lies_beyond_the_lengths(target):
     args = cast(case(rows=3, frames=3, indexed=False), torch.float32, target.device)
     args["visual"][:, 4:] = math.nan
-    for name in FLOATS:
+    names = [n for n in FLOATS if n in args]
+    for name in names:
         args[name] = args[name].detach().requires_grad_()
     lengths = torch.tensor([4, 4, 0], device=target.device)
     cross_attention(
         **args, num_heads=HEADS, visual_lengths=lengths, backend=target.backend
     ).sum().backward()
-    for name in FLOATS:
+    for name in names:
         assert args[name].grad.isfinite().all(), name
     assert not args["visual"].grad[:, 4:].any()
     assert args["w_value"].grad.any()
@@ -248,6 +439,10 @@ def test_beyond_32_bit_addresses_on_meta():
         ({"index": torch.ones(4).int()}, ValueError, "index: expected size 5 in dimension 0"),
         ({"index": torch.ones(5)}, TypeError, "index: expected an int32 or int64"),
         ({"visual_lengths": torch.ones(2).int()}, ValueError, "visual_lengths: expected size 3"),
+        ({"mask": torch.ones(3, 12)}, TypeError, r"mask: expected a bool tensor \[F, Nv \+ Na\]"),
+        ({"mask": torch.ones(3, 7) > 0}, ValueError, "mask: expected size 12 in dimension 1"),
+        ({"w_key_audio": torch.ones(16, 12)}, ValueError, "expected both and audio, or neither"),
+        ({"strategy": "both"}, ValueError, "strategy: expected None or one of 'project', 'absorb'"),
         (
             {"audio": None, "audio_lengths": torch.ones(3).int()},
             ValueError,
@@ -261,20 +456,28 @@ def test_errors(changed, error, message):
         cross_attention(**args)
 
 
-def test_absorbed_weights_are_taken_where_they_pay(monkeypatch):
-    """Many tokens, few queries, fp32: ``torch``; half precision or few tokens: ``reference``."""
+def test_the_strategy_is_chosen_by_operations(monkeypatch):
+    """Many tokens, few queries: absorb. Few tokens, or half types with units for them: project."""
+    sizes = {"rows": 3, "frames": 3, "queries": 2, "width": 64, "depth": 48, "audio": None}
+
+    def absorbs(visual, dtype):
+        a = cast(case(**sizes, visual=visual), dtype)
+        names = ("query", "visual", "audio", "w_key", "b_key", "w_value", "b_value")
+        return strategy.absorbs(*(a[n] for n in names), HEADS, a["index"])
+
+    assert absorbs(96, torch.float32)
+    assert not absorbs(2, torch.float32)
+    monkeypatch.setattr(strategy, "has_matrix_units", lambda: True)
+    assert absorbs(96, torch.float32)
+    assert not absorbs(96, torch.bfloat16)
+
+
+def test_both_strategies_are_really_taken(monkeypatch):
+    """The operator is told which way to go, whoever asked for it."""
     asked = []
-    for backend in ("torch", "reference"):
-        entry = registry.entry("cross_attention", backend)
-
-        def handle(*args, name=backend, real=entry.handle):
-            asked.append(name)
-            return real(*args)
-
-        monkeypatch.setitem(
-            registry._ENTRIES["cross_attention"], backend, replace(entry, handle=handle)
-        )
-    sizes = {"rows": 3, "frames": 3, "queries": 2, "width": 64, "depth": 48}
-    for visual, dtype in ((96, torch.float32), (96, torch.bfloat16), (3, torch.float32)):
-        cross_attention(**cast(case(**sizes, visual=visual, audio=None), dtype), num_heads=HEADS)
-    assert asked == ["torch", "reference", "reference"]
+    entry = registry.entry("cross_attention", "reference")
+    recording = replace(entry, handle=lambda *args: asked.append(args[-1]) or entry.handle(*args))
+    monkeypatch.setitem(registry._ENTRIES["cross_attention"], "reference", recording)
+    for way in ("absorb", "project"):
+        cross_attention(**case(), num_heads=HEADS, strategy=way, backend="reference")
+    assert asked == [True, False]

@@ -13,32 +13,13 @@ import math
 
 import torch
 
+from tdc_kernels.ops.cross_attention.reference import hidden_tokens, known
+
 # Rows at a time: the absorbed queries of one row are H*Q*D values, 2.8 MB in fp32 at the paper's
 # width, and should still be in the cache when the frame's tokens come by. Measured at that width on
 # 2 cores, 36 rows of 156 tokens: 4 rows 0.28 s, 8 rows 0.27 s, 16 rows 0.34 s, all 0.40 s (keys and
 # values by projection: 0.55 s).
 CHUNK = 8
-# Worth it below this part of the projection's operations: many small products run at a lower rate
-# than one large one (at 50 tokens, a ratio of 0.55, the two are even).
-WORTH = 0.5
-
-
-def requires(device: str) -> str | None:
-    return None if device == "cpu" else f"measured on the CPU only, not on {device!r}"
-
-
-def pays(query, visual, audio, w_key, b_key, w_value, b_value, num_heads, *rows_of_frames):
-    """None where this is the faster way, else why not."""
-    if query.dtype not in (torch.float32, torch.float64):
-        # Half precision is computed in fp32 here, and CPUs have matrix units for it.
-        return f"pays in fp32 and fp64 only, not in {query.dtype}"
-    rows, queries, width = query.shape
-    tokens = visual.shape[1] + (0 if audio is None else audio.shape[1])
-    projected = min(rows, visual.shape[0]) * tokens * width
-    absorbed = rows * queries * (width + num_heads * tokens)
-    if absorbed > WORTH * projected:
-        return "does not pay at these sizes: projecting keys and values takes too few operations"
-    return None
 
 
 def cross_attention(
@@ -50,17 +31,26 @@ def cross_attention(
     w_value: torch.Tensor,
     b_value: torch.Tensor | None,
     num_heads: int,
-    index: torch.Tensor | None = None,
-    visual_lengths: torch.Tensor | None = None,
-    audio_lengths: torch.Tensor | None = None,
+    index: torch.Tensor | None,
+    visual_lengths: torch.Tensor | None,
+    audio_lengths: torch.Tensor | None,
+    mask: torch.Tensor | None,
+    w_key_audio: torch.Tensor | None,
+    w_value_audio: torch.Tensor | None,
 ) -> torch.Tensor:
     rows, queries, width = query.shape
-    dim, depth = width // num_heads, visual.shape[2]
+    dim = width // num_heads
     acc = torch.float64 if query.dtype == torch.float64 else torch.float32
-    key_heads = w_key.to(acc).reshape(num_heads, dim, depth)
-    value_heads = w_value.to(acc).reshape(num_heads, dim, depth)
-    key_bias = w_key.new_zeros(width) if b_key is None else b_key
-    key_bias = key_bias.to(acc).reshape(num_heads, dim, 1)
+
+    def by_head(weight: torch.Tensor) -> torch.Tensor:
+        return weight.to(acc).unflatten(0, (num_heads, dim))  # [H, d, D]
+
+    # A bias of the keys adds one number to all of a query's scores: the softmax does not see it.
+    sources = [(visual, visual_lengths, by_head(w_key), by_head(w_value))]
+    if audio is not None:
+        own = (w_key, w_value) if w_key_audio is None else (w_key_audio, w_value_audio)
+        sources.append((audio, audio_lengths, *map(by_head, own)))
+    hidden = hidden_tokens(visual, audio, visual_lengths, audio_lengths, mask)
     # While tracing with symbolic sizes a loop over rows would fix their number: one chunk then.
     step = CHUNK if isinstance(rows, int) else rows
     parts = []
@@ -69,35 +59,29 @@ def cross_attention(
         frames = chunk if index is None else index[chunk]
         q = query[chunk].to(acc).unflatten(2, (num_heads, dim)) / math.sqrt(dim)  # [m, Q, H, d]
         q = q.permute(2, 0, 1, 3).flatten(1, 2)  # [H, m*Q, d]
-        shift = _by_row(torch.bmm(q, key_bias), queries)  # [m, H*Q, 1]
-        q = _by_row(torch.bmm(q, key_heads), queries)  # [m, H*Q, D]
-        tokens, scores, ignored = [], [], []
-        for x, lengths in ((visual, visual_lengths), (audio, audio_lengths)):
-            if x is None:
-                continue
-            x = x[frames].to(acc)  # [m, N, D]
-            beyond = torch.arange(x.shape[1], device=x.device) >= (
-                x.shape[1] if lengths is None else lengths[frames][:, None]
-            )  # [N] or [m, N]: the tokens to ignore
-            if lengths is not None:  # a NaN there must reach neither the sum nor a gradient
-                x = x.masked_fill(beyond[..., None], 0)
+        tokens, scores = [], []
+        for x, lengths, keys, _ in sources:
+            x = known(x[frames], None if lengths is None else lengths[frames]).to(acc)  # [m, N, D]
             tokens.append(x)
-            scores.append(torch.bmm(q, x.transpose(1, 2)))  # [m, H*Q, N]
-            ignored.append(beyond.expand(x.shape[:2]))
-        score, seen = torch.cat(scores, dim=2) + shift, None
-        if visual_lengths is not None or audio_lengths is not None or score.shape[2] == 0:
-            mask = torch.cat(ignored, dim=1)[:, None]  # [m, 1, N]
-            seen = ~mask.all(2, keepdim=True)  # [m, 1, 1]: has the row any token?
-            score = score.masked_fill(mask & seen, float("-inf"))
+            absorbed = _by_row(torch.bmm(q, keys), queries)  # [m, H*Q, D]
+            scores.append(torch.bmm(absorbed, x.transpose(1, 2)))  # [m, H*Q, N]
+        score, seen = torch.cat(scores, dim=2), None
+        if hidden is not None or score.shape[2] == 0:
+            without = score.new_zeros(score[:, :1].shape, dtype=torch.bool)  # [m, 1, N]
+            unseen = without if hidden is None else hidden[frames][:, None]
+            seen = ~unseen.all(2, keepdim=True)  # [m, 1, 1]: has the row any token?
+            score = score.masked_fill(unseen & seen, float("-inf"))
         probability = score.softmax(2)
         if seen is not None:
             probability = torch.where(seen, probability, 0)
+        out: torch.Tensor | None = None
         split = probability.split([x.shape[1] for x in tokens], dim=2)
-        mixed = torch.bmm(split[0], tokens[0])  # [m, H*Q, D]
-        if audio is not None:
-            mixed = torch.baddbmm(mixed, split[1], tokens[1])
-        mixed = mixed.unflatten(1, (num_heads, queries)).transpose(0, 1).flatten(1, 2)
-        out = torch.bmm(mixed, value_heads.transpose(1, 2))  # [H, m*Q, d]
+        for x, p, (_, _, _, values) in zip(tokens, split, sources, strict=True):
+            mixed = torch.bmm(p, x)  # [m, H*Q, D]
+            mixed = mixed.unflatten(1, (num_heads, queries)).transpose(0, 1).flatten(1, 2)
+            part = torch.bmm(mixed, values.transpose(1, 2))  # [H, m*Q, d]
+            out = part if out is None else out + part
+        assert out is not None
         out = out.unflatten(1, (-1, queries)).permute(1, 2, 0, 3).flatten(2)  # [m, Q, H*d]
         if b_value is not None:
             out = out + (b_value if seen is None else torch.where(seen, b_value, 0))

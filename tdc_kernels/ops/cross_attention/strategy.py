@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which of the two exact ways ``cross_attention`` goes, and whether native code pays."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+
+NAMES = ("project", "absorb")
+
+# Absorbing is chosen where it needs less than this part of the projection's operations, by kind of
+# device and of dtype.
+WORTH = {
+    ("cpu", "fp32"): 0.8,
+    ("cpu", "half"): 0.8,  # computed in fp32
+    ("cpu", "half with matrix units"): 0.0,  # a plain product of half types is far ahead there
+    ("cuda", "fp32"): 0.0,  # not measured: the plain way until it is
+    ("cuda", "half"): 0.0,
+}
+
+
+@functools.cache
+def has_matrix_units() -> bool:
+    """Whether this CPU multiplies bf16 matrices faster than fp32 ones (AVX-512 BF16 or AMX)."""
+    capability = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capability.get("avx512_bf16") or capability.get("amx_bf16"))
+
+
+has_matrix_units._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def kind(query: torch.Tensor) -> tuple[str, str]:
+    device = "cpu" if query.device.type in ("cpu", "meta") else query.device.type
+    if query.dtype in (torch.float32, torch.float64):
+        return device, "fp32"
+    if device == "cpu" and has_matrix_units():
+        return device, "half with matrix units"
+    return device, "half"
+
+
+def absorbs(query: torch.Tensor, visual: torch.Tensor, audio: Any, *rest: Any) -> bool:
+    """Whether to absorb, for arguments in the op's order."""
+    num_heads, index = rest[4], rest[5]
+    rows, queries, width = query.shape
+    frames = visual.shape[0] if index is None else min(rows, visual.shape[0])
+    absorbed = projected = 0
+    for tokens in (visual, audio):
+        if tokens is not None:
+            depth = tokens.shape[2]
+            projected += frames * tokens.shape[1] * depth * width
+            absorbed += rows * queries * depth * (width + num_heads * tokens.shape[1])
+    return bool(absorbed < WORTH.get(kind(query), 0.0) * projected)
+
+
+def native_pays(*args: Any) -> str | None:
+    """``registry.Accepts`` of automatic choice, of the native backend."""
+    if kind(args[0]) == ("cpu", "half with matrix units"):
+        return "half precision is faster on this CPU's matrix units, through PyTorch"
+    return None

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The arguments of a call as the Triton kernels take them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import triton
+
+from tdc_kernels.ops.cross_attention.reference import known
+from tdc_kernels.ops.frame_similarity.triton import triton_dtype
+
+# Nothing here is tuned on a GPU. Queries and tokens of a block, columns of a head, warps.
+QUERIES, TOKENS, COLUMNS, WARPS = 64, 64, 64, 4
+# Tokens that are converted, gathered or cleared for one matrix product: 59 MB of 3584 bf16 values.
+TOKENS_AT_ONCE = 8192
+
+
+@dataclass(frozen=True)
+class Source:
+    """Visual or audio tokens."""
+
+    tokens: torch.Tensor  # [F, N, D]
+    lengths: torch.Tensor | None
+    w_key: torch.Tensor  # [H*d, D]
+    w_value: torch.Tensor
+    first: int  # the first one's place among all of a frame's tokens
+
+    @property
+    def count(self) -> int:
+        return self.tokens.shape[1]
+
+    def matrices(
+        self, frames: torch.Tensor | None, dtype: torch.dtype, clear: bool
+    ) -> Iterator[tuple[slice, torch.Tensor]]:
+        """All tokens of all frames, or of ``frames`` [M], as ``[n * N, D]`` in ``dtype``, in parts;
+        what lies beyond the lengths as zeros if ``clear``."""
+        clear = clear and self.lengths is not None
+        total = self.tokens.shape[0] if frames is None else frames.shape[0]
+        as_it_is = frames is None and self.tokens.dtype == dtype and not clear
+        step = max(total if as_it_is else TOKENS_AT_ONCE // max(self.count, 1), 1)
+        for start in range(0, total, step):
+            part = slice(start, min(start + step, total))
+            these = part if frames is None else frames[part]
+            x = self.tokens[these]
+            if clear and self.lengths is not None:
+                x = known(x, self.lengths[these])
+            yield part, x.to(dtype).flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of a call, and what follows from them."""
+
+    query: torch.Tensor  # [M, Q, H*d], dense
+    sources: tuple[Source, ...]
+    bias: torch.Tensor | None
+    heads: int
+    index: torch.Tensor | None
+    mask: torch.Tensor | None  # [F, Nv + Na] bytes, dense
+
+    @property
+    def dim(self) -> int:
+        return self.query.shape[2] // self.heads
+
+    @property
+    def in_all(self) -> int:
+        return sum(source.count for source in self.sources)
+
+    def constants(self) -> dict[str, Any]:
+        """Constants of all kernels that go by keys and values."""
+        return {
+            "DIM": self.dim,
+            "SCALE": 1 / math.sqrt(self.dim),
+            **blocks(self.query.shape[1], self.dim),
+            "ACC": triton_dtype(self.query.dtype),
+            "num_warps": WARPS,
+        }
+
+    def of_rows(self, frames: torch.Tensor | None) -> Call:
+        """The same call where row m has keys and values of its own, those of ``frames[m]``."""
+        if frames is None:
+            return self
+        sources = tuple(replace(s, lengths=at(s.lengths, frames)) for s in self.sources)
+        return replace(self, sources=sources, index=None, mask=at(self.mask, frames))
+
+
+def at(x: torch.Tensor | None, frames: torch.Tensor) -> torch.Tensor | None:
+    return None if x is None else x[frames]
+
+
+def dense(x: torch.Tensor | None) -> torch.Tensor | None:
+    return None if x is None else x.contiguous()
+
+
+def call_of(
+    query: torch.Tensor,
+    visual: torch.Tensor,
+    audio: torch.Tensor | None,
+    w_key: torch.Tensor,
+    b_key: torch.Tensor | None,  # the softmax does not see it
+    w_value: torch.Tensor,
+    b_value: torch.Tensor | None,
+    num_heads: int,
+    index: torch.Tensor | None,
+    visual_lengths: torch.Tensor | None,
+    audio_lengths: torch.Tensor | None,
+    mask: torch.Tensor | None,
+    w_key_audio: torch.Tensor | None,
+    w_value_audio: torch.Tensor | None,
+) -> Call:
+    sources = [Source(visual, dense(visual_lengths), w_key, w_value, 0)]
+    if audio is not None:
+        own = (
+            (w_key, w_value)
+            if w_key_audio is None or w_value_audio is None
+            else (w_key_audio, w_value_audio)
+        )
+        sources.append(Source(audio, dense(audio_lengths), *own, visual.shape[1]))
+    if mask is not None:
+        mask = mask.contiguous().view(torch.uint8)
+    return Call(query.contiguous(), tuple(sources), dense(b_value), num_heads, dense(index), mask)
+
+
+def blocks(queries: int, dim: int) -> dict[str, int]:
+    """At least 16 of everything, as the tensor cores want it."""
+    return {
+        "BLOCK_Q": min(QUERIES, max(16, triton.next_power_of_2(queries))),
+        "BLOCK_N": TOKENS,
+        "BLOCK_D": min(COLUMNS, max(16, triton.next_power_of_2(dim))),
+    }
