@@ -8,15 +8,22 @@ tokens, with the question beside them. All dynamic frames of all videos go throu
 
 from __future__ import annotations
 
+import copy
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tdc_kernels import ContextPlan, anchor_queries, pack_context
+from tdc_kernels.ops.cross_attention.strategy import has_matrix_units
 
 from .features import VideoFeatures
+from .look import FrameTokens
+from .prepared import Prepared
 from .qformer import QFormer
+from .savings import Savings
 
 
 class Compressor(nn.Module):
@@ -53,6 +60,8 @@ class Compressor(nn.Module):
         self.output_proj = nn.Linear(query_width, hidden_size)
         self.separator = nn.Parameter(torch.zeros(hidden_size))
         self.audio_proj = nn.Linear(audio_width, hidden_size) if audio_width else None
+        self.savings = Savings()
+        self.prepared = Prepared()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -60,6 +69,10 @@ class Compressor(nn.Module):
         nn.init.normal_(self.separator, std=self.separator.shape[-1] ** -0.5)
         if self.query_tokens is not None:
             nn.init.normal_(self.query_tokens, std=0.02)
+
+    def train(self, mode: bool = True) -> Compressor:
+        self.prepared.clear()  # whoever trains may write weights in ways that nobody notices
+        return super().train(mode)
 
     def forward(
         self,
@@ -80,107 +93,155 @@ class Compressor(nn.Module):
             ``[N, D]`` packed tokens and int32 ``[B+1]`` prefix sums per video.
         """
         plan = plan.to("cpu")  # read here as numbers; a device map's hooks move every argument
-        visual, audio = features.visual, self.project_audio(features)
-        compressed = self.compress(features, audio, plan, question_ids, question_mask)
-        static = static_tokens(features, audio, plan)
-        return pack_context(static, compressed, self.separator, plan.to(visual.device))
+        worker = self
+        if (
+            self.savings.fp32_on_cpu
+            and self._is_half_on_cpu()
+            and not self._wants_gradient(features)
+        ):
+            worker = self.prepared.get("fp32", list(self.parameters()), self._in_fp32)
+            worker.savings = self.savings
+        compressed = worker.compress(features, plan, question_ids, question_mask)
+        static = worker.static_tokens(features, plan)
+        dtype = self.separator.dtype
+        return pack_context(
+            static.to(dtype), compressed.to(dtype), self.separator, plan.to(static.device)
+        )
 
-    def project_audio(self, features: VideoFeatures) -> Tensor | None:
-        """``[F, Na, Ca] -> [F, Na, D]``."""
+    def _is_half_on_cpu(self) -> bool:
+        half = all(p.dtype in (torch.bfloat16, torch.float16) for p in self.parameters())
+        return half and self.separator.device.type == "cpu" and not has_matrix_units()
+
+    def _in_fp32(self) -> Compressor:
+        """A copy to compute with, twice as large as the half-precision weights."""
+        return copy.deepcopy(self).float().eval()
+
+    def _wants_gradient(self, features: VideoFeatures) -> bool:
+        if not torch.is_grad_enabled():
+            return False
+        inputs = (features.visual, features.audio, features.token_map)
+        return any(x is not None and x.requires_grad for x in (*inputs, *self.parameters()))
+
+    def project_audio(self, features: VideoFeatures, frames: Tensor | None = None) -> Tensor | None:
+        """``[F, Na, Ca] -> [F, Na, D]``, of all frames or of those asked for."""
         if features.audio is None or self.audio_proj is None:
             return None
-        return self.audio_proj(features.audio.to(self.audio_proj.weight.dtype))
+        audio = features.audio if frames is None else features.audio[frames]
+        return self.audio_proj(audio.to(self.audio_proj.weight.dtype))
 
     def compress(
         self,
         features: VideoFeatures,
-        audio: Tensor | None,
         plan: ContextPlan,
         question_ids: Tensor | None,
         question_mask: Tensor | None,
     ) -> Tensor:
         """``[M, K, D]`` tokens of the M dynamic frames, before normalisation."""
-        visual = features.visual
-        rows = plan.dynamic.shape[0]
-        if rows == 0:  # every frame is static
-            return visual.new_zeros(0, self.num_context_tokens, visual.shape[-1])
-        queries = self.queries(features, plan)  # [M, K, Dq]
+        device = features.visual.device
+        if plan.dynamic.shape[0] == 0:  # every frame is static
+            width = self.separator.shape[0]
+            return self.separator.new_zeros(0, self.num_context_tokens, width)
+        group = plan.dynamic_anchor.long().to(device)  # [M]: the anchor of each dynamic frame
         if question_ids is not None:
-            video = video_of_frame(plan.dynamic, features.cu_frames).to(question_ids.device)
-            question_ids = question_ids[video]
+            video = video_of_frame(plan.anchors, features.cu_frames).to(question_ids.device)
+            question_ids = question_ids[video]  # [A, T]
             if question_mask is not None:
                 question_mask = None if question_mask.all() else question_mask[video]
-        hidden = self.qformer(
+        remember = None if self._wants_gradient(features) else self.prepared
+        blocks = self.qformer.cross_attentions()
+        tokens = FrameTokens(features, self.audio_proj, blocks, self.savings, remember)
+        queries = self.queries(features, plan)  # [A, K, Dq]
+        run = partial(self._run, tokens, queries, question_ids, question_mask)
+        dynamic = plan.dynamic.to(device)
+        if self.savings.one_call:
+            return self.output_proj(run(dynamic, group))
+        hidden = [run(dynamic[group == a], group[group == a]) for a in range(len(queries))]
+        return self.output_proj(torch.cat(hidden))
+
+    def _run(
+        self,
+        tokens: FrameTokens,
+        queries: Tensor,
+        question_ids: Tensor | None,
+        question_mask: Tensor | None,
+        index: Tensor,
+        group: Tensor,
+    ) -> Tensor:
+        """``[M, K, Dq]`` of frames ``index``, with the anchors ``group``."""
+        if not self.savings.one_call:  # the rows of one anchor
+            used, group = group[:1], torch.zeros_like(group)
+            queries = queries[used]
+            question_ids = None if question_ids is None else question_ids[used]
+            question_mask = None if question_mask is None else question_mask[used]
+        return self.qformer(
             queries,
-            visual,
-            audio,
             question_ids=question_ids,
             question_mask=question_mask,
-            index=plan.dynamic.to(visual.device),
-            visual_lengths=lengths_tensor(features.visual_lengths, visual),
-            audio_lengths=None if audio is None else lengths_tensor(features.audio_lengths, audio),
+            group=group,
+            look=tokens.look(index),
+            savings=self.savings,
         )
-        return self.output_proj(hidden)
 
     def queries(self, features: VideoFeatures, plan: ContextPlan) -> Tensor:
-        """``[M, K, Dq]``: the queries of each dynamic frame's anchor."""
-        visual, rows = features.visual, plan.dynamic.shape[0]
+        """``[A, K, Dq]``: what each anchor asks of its dynamic frames."""
         if self.query_tokens is not None:
-            return self.query_tokens.expand(rows, -1, -1)
+            return self.query_tokens.expand(plan.anchors.shape[0], -1, -1)
+        if self._wants_gradient(features) or not self.savings.cache:
+            return self._pooled_queries(features, plan)
         assert self.query_proj is not None
-        anchors = plan.anchors.tolist()
+        maps = [features.token_map, *self.query_proj.parameters()]
+        return self.prepared.get(
+            "queries",
+            [features.visual, *(x for x in maps if x is not None)],
+            lambda: self._pooled_queries(features, plan),
+            (features.visual_lengths, tuple(plan.anchors.tolist())),
+        )
+
+    def _pooled_queries(self, features: VideoFeatures, plan: ContextPlan) -> Tensor:
+        assert self.query_proj is not None
+        weight, bias = self.query_proj.weight, self.query_proj.bias
+        visual, frames = features.visual, plan.anchors.tolist()
+        if features.token_map is not None:
+            visual, frames = features.tokens(plan.anchors), list(range(len(frames)))
         # Frames of one video share a length; pooling is over the valid tokens only, so a batch of
         # differently shaped videos takes one call per shape.
         by_length: dict[int, list[int]] = {}
-        for row, frame in enumerate(anchors):
+        for row, frame in enumerate(plan.anchors.tolist()):
             by_length.setdefault(features.visual_lengths[frame], []).append(row)
         pieces, order = [], []
         for length, members in by_length.items():
-            index = torch.tensor([anchors[m] for m in members], device=visual.device)
-            pieces.append(
-                anchor_queries(
-                    visual[:, :length],
-                    self.num_context_tokens,
-                    self.query_proj.weight,
-                    self.query_proj.bias,
-                    index=index,
-                )
-            )
+            index = torch.tensor([frames[m] for m in members], device=visual.device)
+            pooled = anchor_queries(visual[:, :length], self.num_context_tokens, index=index)
+            pieces.append(F.linear(pooled.to(weight.dtype), weight, bias))
             order += members
-        queries = pieces[0] if len(pieces) == 1 else torch.cat(pieces)  # [A, K, Dq]
+        if len(pieces) == 1:
+            return pieces[0]
         place = torch.empty(len(order), dtype=torch.long)
         place[torch.tensor(order)] = torch.arange(len(order))
-        return queries[place[plan.dynamic_anchor.long()].to(visual.device)]
+        return torch.cat(pieces)[place.to(visual.device)]
 
-
-def static_tokens(features: VideoFeatures, audio: Tensor | None, plan: ContextPlan) -> Tensor:
-    """``[Ns, D]``: the anchors' visual and audio tokens back to back, in anchor order."""
-    visual = features.visual
-    if plan.cu_static[-1] == 0:
-        return visual.new_zeros(0, visual.shape[-1])
-    anchors = plan.anchors.to(visual.device).long()
-    tokens = visual[anchors]  # [A, Nv, D]
-    keep = _valid(features.visual_lengths, plan.anchors, visual.shape[1])
-    if audio is not None:
-        tokens = torch.cat([tokens, audio[anchors].to(tokens.dtype)], dim=1)  # [A, Nv + Na, D]
-        keep = torch.cat([keep, _valid(features.audio_lengths, plan.anchors, audio.shape[1])], 1)
-    tokens = tokens.flatten(0, 1)
-    if keep.all():
-        return tokens
-    return tokens[keep.flatten().nonzero().squeeze(1).to(visual.device)]
+    def static_tokens(self, features: VideoFeatures, plan: ContextPlan) -> Tensor:
+        """``[Ns, D]``: the anchors' visual and audio tokens back to back, in anchor order."""
+        if plan.cu_static[-1] == 0:
+            return self.separator.new_zeros(0, self.separator.shape[0])
+        anchors = plan.anchors.to(features.visual.device).long()
+        tokens, audio = features.tokens(anchors), self.project_audio(features, anchors)
+        keep = _valid(features.visual_lengths, plan.anchors, tokens.shape[1])
+        if audio is not None:
+            tokens = torch.cat([tokens, audio.to(tokens.dtype)], dim=1)  # [A, Nv + Na, D]
+            keep = torch.cat(
+                [keep, _valid(features.audio_lengths, plan.anchors, audio.shape[1])], 1
+            )
+        tokens = tokens.flatten(0, 1)
+        if keep.all():
+            return tokens
+        return tokens[keep.flatten().nonzero().squeeze(1).to(tokens.device)]
 
 
 def _valid(lengths: tuple[int, ...], frames: Tensor, width: int) -> Tensor:
     """bool ``[A, width]`` on the host: which token slots of these frames are filled."""
     chosen = torch.tensor(lengths, dtype=torch.long)[frames.long()]
     return torch.arange(width) < chosen[:, None]
-
-
-def lengths_tensor(lengths: tuple[int, ...], tokens: Tensor) -> Tensor | None:
-    """int32 ``[F]`` on the tokens' device; None when every slot is filled."""
-    if all(length == tokens.shape[1] for length in lengths):
-        return None
-    return torch.tensor(lengths, dtype=torch.int32, device=tokens.device)
 
 
 def video_of_frame(frames: Tensor, cu_frames: tuple[int, ...]) -> Tensor:

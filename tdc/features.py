@@ -34,6 +34,8 @@ class VideoFeatures:
         kinds: ``"video"`` or ``"image"`` for each medium, in the order of the placeholders.
         dinov2: ``[F, T, C]`` the cut's features, kept only on request: choosing other frames of the
             same video later (``sample``) needs similarities of pairs that were not neighbours.
+        token_map: ``[D, W]`` if ``visual`` is ``[F, N, W]``, the visual projector's last layer not
+            yet applied: only static frames need it, see :meth:`tokens`. None: ``visual`` is final.
     """
 
     visual: Tensor
@@ -45,6 +47,7 @@ class VideoFeatures:
     images: tuple[Tensor, ...] = ()
     kinds: tuple[str, ...] = ("video",)
     dinov2: Tensor | None = field(default=None, repr=False)
+    token_map: Tensor | None = field(default=None, repr=False)
 
     @property
     def cu_frames(self) -> tuple[int, ...]:
@@ -59,6 +62,15 @@ class VideoFeatures:
         audio = self.audio_lengths or (0,) * len(self.visual_lengths)
         return [v + a for v, a in zip(self.visual_lengths, audio, strict=True)]
 
+    def tokens(self, frames: Tensor | None = None) -> Tensor:
+        """``[F, N, D]`` tokens of all frames, or of the frames asked for."""
+        visual = (
+            self.visual if frames is None else self.visual[frames.to(self.visual.device).long()]
+        )
+        if self.token_map is None:
+            return visual
+        return torch.nn.functional.linear(visual, self.token_map)
+
     def to(self, device: torch.device | str) -> VideoFeatures:
         """The same on another device; itself when it is there already."""
         if self.visual.device == torch.device(device):
@@ -69,6 +81,7 @@ class VideoFeatures:
             audio=None if self.audio is None else self.audio.to(device),
             images=tuple(image.to(device) for image in self.images),
             dinov2=None if self.dinov2 is None else self.dinov2.to(device),
+            token_map=None if self.token_map is None else self.token_map.to(device),
         )
 
     def take(self, groups: Sequence[Sequence[int]], segmentation: Segmentation) -> VideoFeatures:

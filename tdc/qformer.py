@@ -8,13 +8,17 @@ of BLIP-2's Q-Former). Post-norm, exact GELU, queries without position.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from tdc_kernels import nn as kernels
+
+from .savings import Savings
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
@@ -34,11 +38,14 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(hidden_size, hidden_size)
         self.norm = nn.LayerNorm(hidden_size, eps=eps)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """``x [M, L, Dq]``; ``mask [M, 1, 1, L]`` bool, True = may be seen, None = all."""
-        q, k, v = (split_heads(p(x), self.num_heads) for p in (self.query, self.key, self.value))
+    def forward(self, x: Tensor, mask: Tensor | None = None, rows: int | None = None) -> Tensor:
+        """``x [M, L, Dq]``; ``mask [M, 1, 1, L]`` bool, True = may be seen, None = all; ``rows``:
+        how many of the L rows to compute, None = all."""
+        asking = x if rows is None else x[:, :rows]
+        q = split_heads(self.query(asking), self.num_heads)
+        k, v = (split_heads(p(x), self.num_heads) for p in (self.key, self.value))
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.norm(x + self.out(attended.transpose(1, 2).flatten(2)))
+        return self.norm(asking + self.out(attended.transpose(1, 2).flatten(2)))
 
 
 class CrossAttention(kernels.CrossAttention):
@@ -53,6 +60,13 @@ class CrossAttention(kernels.CrossAttention):
     ) -> Tensor:
         """``x [M, K, Dq]``; ``rows``: index and lengths, see ``tdc_kernels.cross_attention``."""
         return self.norm(x + super().forward(x, visual, audio, **rows))
+
+    def attend(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """The same over keys and values ``[M, N, Dq]`` that are there already; ``mask`` bool
+        ``[M, 1, 1, N]``, True = may be seen."""
+        q, k, v = (split_heads(t, self.num_heads) for t in (self.query(x), keys, values))
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.norm(x + self.out(attended.transpose(1, 2).flatten(2)))
 
 
 class FeedForward(nn.Module):
@@ -86,18 +100,29 @@ class QFormerLayer(nn.Module):
         x: Tensor,
         num_queries: int,
         mask: Tensor | None,
-        visual: Tensor,
-        audio: Tensor | None,
-        **rows: Any,
+        look: Callable[[CrossAttention, Tensor], Tensor],
+        group: Tensor | None = None,
+        last: bool = False,
     ) -> Tensor:
-        x = self.attention(x, mask)
+        """One layer.
+
+        Args:
+            x: ``[M, K + T, Dq]``, queries before text.
+            look: a cross-attention and its queries ``[M, K, Dq]`` to their new value.
+            group: ``[M]``: ``x`` and ``mask`` hold one entry per anchor, and row m goes on with
+                entry ``group[m]`` from the cross-attention on.
+            last: the text rows are not needed any more.
+        """
+        x = self.attention(x, mask, num_queries if last else None)
         queries, text = x[:, :num_queries], x[:, num_queries:]
+        if text.shape[1] > 0 or torch.is_grad_enabled():
+            text = self.ffn_text(text)  # of no rows: gradients of zero, as optimizers expect
+        if group is not None:
+            queries, text = queries[group], text[group]
         if self.cross_attention is not None:
-            queries = self.cross_attention(queries, visual, audio, **rows)
+            queries = look(self.cross_attention, queries)
         queries = self.ffn_query(queries)
-        if text.shape[1] == 0:
-            return queries
-        return torch.cat([queries, self.ffn_text(text)], dim=1)
+        return torch.cat([queries, text], dim=1)
 
 
 class QFormer(nn.Module):
@@ -118,50 +143,73 @@ class QFormer(nn.Module):
             QFormerLayer(config, encoder_width, j % cross_attention_every == 0)
             for j in range(config.num_hidden_layers)
         )
+        self.gradient_checkpointing = False  # transformers' name: gradient_checkpointing_enable()
+
+    def cross_attentions(self) -> list[CrossAttention]:
+        """Those of all layers that have one, in order."""
+        blocks = (layer.cross_attention for layer in self.layers)
+        return [block for block in blocks if isinstance(block, CrossAttention)]
 
     def forward(
         self,
         queries: Tensor,
-        visual: Tensor,
+        visual: Tensor | None = None,
         audio: Tensor | None = None,
         *,
         question_ids: Tensor | None = None,
         question_mask: Tensor | None = None,
+        group: Tensor | None = None,
         index: Tensor | None = None,
         visual_lengths: Tensor | None = None,
         audio_lengths: Tensor | None = None,
+        look: Callable[[CrossAttention, Tensor], Tensor] | None = None,
+        savings: Savings | None = None,
     ) -> Tensor:
         """One call for all dynamic frames of all videos.
 
         Args:
-            queries: ``[M, K, Dq]``, one group per dynamic frame.
+            queries: ``[M, K, Dq]``, one group per dynamic frame; with ``group`` ``[A, K, Dq]``.
             visual: ``[F, Nv, D]`` tokens of all frames; ``audio``: ``[F, Na, D]`` or None.
-            question_ids: ``[M, T]`` int64 question tokens of each row's video, or None.
-            question_mask: ``[M, T]`` bool, False on padding; None when nothing is padded.
+            question_ids: ``[M, T]`` int64 question tokens of each row's video, or None; with
+                ``group`` ``[A, T]``.
+            question_mask: like them, bool, False on padding; None when nothing is padded.
+            group: int64 ``[M]``, which of A entries (one per anchor) a row starts from.
             index: ``[M]`` frame number of each row; ``*_lengths``: ``[F]`` valid tokens.
+            look: in place of the tokens, their lengths and index: a cross-attention and its queries
+                to the queries' new value, see :class:`tdc.look.FrameTokens`.
 
         Returns:
             ``[M, K, Dq]`` hidden states of the queries.
         """
-        num_queries = queries.shape[1]
-        mask = None
+
+        savings = savings or Savings()
+        if look is None:
+            rows = {"visual_lengths": visual_lengths, "audio_lengths": audio_lengths}
+
+            def look(block: CrossAttention, x: Tensor) -> Tensor:
+                return block(x, visual, audio, index=index, **rows)
+
+        if group is not None and not savings.share_first_layer:
+            queries = queries[group]
+            question_ids = None if question_ids is None else question_ids[group]
+            question_mask = None if question_mask is None else question_mask[group]
+            group = None
+        num_queries, mask = queries.shape[1], None
         if question_ids is not None:
-            queries = torch.cat([queries, self.embed_question(question_ids)], dim=1)  # [M, K+T, Dq]
+            queries = torch.cat([queries, self.embed_question(question_ids)], dim=1)  # [A, K+T, Dq]
             if question_mask is not None:
                 seen = question_mask.new_ones(question_mask.shape[0], num_queries)
                 mask = torch.cat([seen, question_mask], dim=1)[:, None, None, :]
         x = self.embeddings_norm(queries)
-        for layer in self.layers:
-            x = layer(
-                x,
-                num_queries,
-                mask,
-                visual,
-                audio,
-                index=index,
-                visual_lengths=visual_lengths,
-                audio_lengths=audio_lengths,
-            )
+        for number, layer in enumerate(self.layers):
+            last = savings.skip_dead_rows and number == len(self.layers) - 1
+            args = (x, num_queries, mask, look, group, last)
+            if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+                x = checkpoint(layer, *args, use_reentrant=False)
+            else:
+                x = layer(*args)
+            if group is not None:  # the first layer has spread the anchors' entries over the rows
+                mask, group = None if mask is None else mask[group], None
         return x[:, :num_queries]
 
     def embed_question(self, question_ids: Tensor) -> Tensor:

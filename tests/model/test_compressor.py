@@ -136,7 +136,9 @@ def test_all_dynamic_frames_are_one_qformer_call(monkeypatch):
     module, features, calls = compressor(), ragged(), []
     forward = module.qformer.forward
     monkeypatch.setattr(
-        module.qformer, "forward", lambda q, *a, **k: calls.append(len(q)) or forward(q, *a, **k)
+        module.qformer,
+        "forward",
+        lambda *a, **k: calls.append(len(k["group"])) or forward(*a, **k),
     )
     module(features, plan_of(features, None, True))
     assert calls == [(9 - 3) + (5 - 2)]

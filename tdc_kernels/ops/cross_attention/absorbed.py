@@ -48,8 +48,9 @@ def cross_attention(
     # A bias of the keys adds one number to all of a query's scores: the softmax does not see it.
     sources = [(visual, visual_lengths, by_head(w_key), by_head(w_value))]
     if audio is not None:
-        own = (w_key, w_value) if w_key_audio is None else (w_key_audio, w_value_audio)
-        sources.append((audio, audio_lengths, *map(by_head, own)))
+        key = w_key if w_key_audio is None else w_key_audio
+        value = w_value if w_value_audio is None else w_value_audio
+        sources.append((audio, audio_lengths, by_head(key), by_head(value)))
     hidden = hidden_tokens(visual, audio, visual_lengths, audio_lengths, mask)
     # While tracing with symbolic sizes a loop over rows would fix their number: one chunk then.
     step = CHUNK if isinstance(rows, int) else rows

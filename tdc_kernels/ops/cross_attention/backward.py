@@ -183,7 +183,8 @@ def project_chunk(
     chunk: Chunk, sources: list[Source]
 ) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
     """dq and the tokens' gradients ``[f, N, D]``; adds to the weights' gradients."""
-    keys, values = [], []
+    keys: list[torch.Tensor] = []
+    values: list[torch.Tensor] = []
     for x, s in zip(chunk.tokens, sources, strict=True):
         for weight, found in ((s.weights.key, keys), (s.weights.value, values)):
             mapped = x @ weight.flatten(0, 1).t()  # [f, N, H*d]
@@ -191,7 +192,8 @@ def project_chunk(
             found.append(mapped[chunk.place])  # [m, H, N, d]
     scores = [chunk.q @ k.transpose(2, 3) for k in keys]
     p, ds = scores_gradient(chunk, scores, [chunk.grad @ v.transpose(2, 3) for v in values])
-    dq, of_tokens = torch.zeros_like(chunk.q), []
+    dq = torch.zeros_like(chunk.q)
+    of_tokens: list[torch.Tensor | None] = []
     for i, (x, s) in enumerate(zip(chunk.tokens, sources, strict=True)):
         dq += ds[i] @ keys[i]
         total: torch.Tensor | None = None
@@ -239,7 +241,8 @@ def absorb_chunk(
         torch.bmm(dy, x.transpose(1, 2)).view(shape) for (_, dy), x in zip(pairs, rows, strict=True)
     ]
     p, ds = ([x.flatten(1, 2) for x in part] for part in scores_gradient(chunk, scores, grads))
-    dq, of_tokens = torch.zeros_like(q), []
+    dq = torch.zeros_like(q)
+    of_tokens: list[torch.Tensor | None] = []
     for i, (x, s) in enumerate(zip(rows, sources, strict=True)):
         w = s.weights
         mixed = by_head(torch.bmm(ds[i], x))  # [H, m*Q, D]

@@ -30,8 +30,9 @@ def cross_attention(
     )
     sources = [(known(visual, visual_lengths), w_key, w_value)]
     if audio is not None:
-        own = (w_key, w_value) if w_key_audio is None else (w_key_audio, w_value_audio)
-        sources.append((known(audio, audio_lengths), *own))
+        key = w_key if w_key_audio is None else w_key_audio
+        value = w_value if w_value_audio is None else w_value_audio
+        sources.append((known(audio, audio_lengths), key, value))
 
     def heads(x: torch.Tensor) -> torch.Tensor:
         return x.unflatten(2, (num_heads, -1)).transpose(1, 2)
