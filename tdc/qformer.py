@@ -26,6 +26,30 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
     return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
 
+# Rows of tokens at a time on a CPU. A feed-forward of 8,556 rows (768 to 3072 and back, fp32, 2
+# cores) took 554 ms at once, 501 ms in pieces of 512 rows, 483 ms of 1024 and 487 ms of 2048, as
+# long as its two products alone: a piece's intermediates stay in the cache, and their memory is not
+# given back to the system, which would clear it again for the next layer.
+PIECE = 1024
+
+
+def in_pieces(
+    function: Callable[..., Tensor], x: Tensor, mask: Tensor | None, *args: Any
+) -> Tensor:
+    """``function(x, mask, ...)``, some entries of the batch ``x [M, L, Dq]`` at a time."""
+    step = max(1, PIECE // max(x.shape[1], 1))
+    if x.device.type != "cpu" or torch.is_grad_enabled() or len(x) <= step:
+        return function(x, mask, *args)
+    masks = [None] * len(x) if mask is None else mask.split(step)
+    out: Tensor | None = None
+    for number, piece in enumerate(x.split(step)):
+        y = function(piece.contiguous(), masks[number], *args)
+        out = y.new_empty(len(x), *y.shape[1:]) if out is None else out
+        out[number * step : number * step + len(y)] = y
+    assert out is not None
+    return out
+
+
 class SelfAttention(nn.Module):
     """Bidirectional self-attention over queries and question, with output projection and norm."""
 
@@ -78,7 +102,8 @@ class FeedForward(nn.Module):
         self.down = nn.Linear(intermediate_size, hidden_size)
         self.norm = nn.LayerNorm(hidden_size, eps=eps)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``x [M, L, Dq]``; every row for itself, whatever the ``mask``."""
         return self.norm(x + self.down(F.gelu(self.up(x))))
 
 
@@ -103,6 +128,7 @@ class QFormerLayer(nn.Module):
         look: Callable[[CrossAttention, Tensor], Tensor],
         group: Tensor | None = None,
         last: bool = False,
+        pieces: bool = False,
     ) -> Tensor:
         """One layer.
 
@@ -112,16 +138,23 @@ class QFormerLayer(nn.Module):
             group: ``[M]``: ``x`` and ``mask`` hold one entry per anchor, and row m goes on with
                 entry ``group[m]`` from the cross-attention on.
             last: the text rows are not needed any more.
+            pieces: work on some rows at a time, see :func:`in_pieces`.
         """
-        x = self.attention(x, mask, num_queries if last else None)
+
+        def apply(module: nn.Module, x: Tensor, *args: Any) -> Tensor:
+            return in_pieces(module, x, *args) if pieces else module(x, *args)
+
+        x = apply(self.attention, x, mask, num_queries if last else None)
         queries, text = x[:, :num_queries], x[:, num_queries:]
         if text.shape[1] > 0 or torch.is_grad_enabled():
-            text = self.ffn_text(text)  # of no rows: gradients of zero, as optimizers expect
+            text = apply(
+                self.ffn_text, text, None
+            )  # of no rows: gradients of zero, as optimizers expect
         if group is not None:
             queries, text = queries[group], text[group]
         if self.cross_attention is not None:
             queries = look(self.cross_attention, queries)
-        queries = self.ffn_query(queries)
+        queries = apply(self.ffn_query, queries, None)
         return torch.cat([queries, text], dim=1)
 
 
@@ -203,7 +236,7 @@ class QFormer(nn.Module):
         x = self.embeddings_norm(queries)
         for number, layer in enumerate(self.layers):
             last = savings.skip_dead_rows and number == len(self.layers) - 1
-            args = (x, num_queries, mask, look, group, last)
+            args = (x, num_queries, mask, look, group, last, savings.pieces)
             if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
                 x = checkpoint(layer, *args, use_reentrant=False)
             else:

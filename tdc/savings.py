@@ -16,6 +16,7 @@ class Savings:
     one_call: bool = True  # the Q-Former once for all dynamic frames, not once per window
     share_first_layer: bool = True  # up to its cross-attention, layer 0 once per anchor
     skip_dead_rows: bool = True  # the last layer computes no text rows: nothing reads them
+    pieces: bool = True  # CPU: self-attention and feed-forward on as many rows as the cache holds
     fold_audio: bool = True  # audio tokens keep their own width; weights take the projection in
     fold_projector: bool = True  # dynamic frames stay before the visual projector's last layer
     fp32_on_cpu: bool = True  # half types in fp32 where the CPU has no matrix units for them
