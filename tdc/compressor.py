@@ -155,7 +155,7 @@ class Compressor(nn.Module):
         dynamic = plan.dynamic.to(device)
         if self.savings.one_call:
             return self.output_proj(run(dynamic, group))
-        hidden = [run(dynamic[group == a], group[group == a]) for a in range(len(queries))]
+        hidden = [run(dynamic[group == a], group[group == a]) for a in group.unique()]
         return self.output_proj(torch.cat(hidden))
 
     def _run(
@@ -202,7 +202,7 @@ class Compressor(nn.Module):
         weight, bias = self.query_proj.weight, self.query_proj.bias
         visual, frames = features.visual, plan.anchors.tolist()
         if features.token_map is not None:
-            visual, frames = features.tokens(plan.anchors), list(range(len(frames)))
+            visual, frames = self._anchor_tokens(features, plan), list(range(len(frames)))
         # Frames of one video share a length; pooling is over the valid tokens only, so a batch of
         # differently shaped videos takes one call per shape.
         by_length: dict[int, list[int]] = {}
@@ -220,12 +220,23 @@ class Compressor(nn.Module):
         place[torch.tensor(order)] = torch.arange(len(order))
         return torch.cat(pieces)[place.to(visual.device)]
 
+    def _anchor_tokens(self, features: VideoFeatures, plan: ContextPlan) -> Tensor:
+        """``[A, N, D]``; kept where they have to be computed."""
+        if features.token_map is None or self._wants_gradient(features) or not self.savings.cache:
+            return features.tokens(plan.anchors, self.separator.dtype)
+        return self.prepared.get(
+            "anchors",
+            [features.visual, features.token_map],
+            lambda: features.tokens(plan.anchors, self.separator.dtype),
+            tuple(plan.anchors.tolist()),
+        )
+
     def static_tokens(self, features: VideoFeatures, plan: ContextPlan) -> Tensor:
         """``[Ns, D]``: the anchors' visual and audio tokens back to back, in anchor order."""
         if plan.cu_static[-1] == 0:
             return self.separator.new_zeros(0, self.separator.shape[0])
         anchors = plan.anchors.to(features.visual.device).long()
-        tokens, audio = features.tokens(anchors), self.project_audio(features, anchors)
+        tokens, audio = self._anchor_tokens(features, plan), self.project_audio(features, anchors)
         keep = _valid(features.visual_lengths, plan.anchors, tokens.shape[1])
         if audio is not None:
             tokens = torch.cat([tokens, audio.to(tokens.dtype)], dim=1)  # [A, Nv + Na, D]

@@ -203,6 +203,7 @@ class SVAConnector(nn.Module):
         dinov2: Tensor,
         window_mask: Tensor | None = None,
         chunk_size: int | None = 16,
+        project: bool = True,
     ) -> Tensor:
         """Every cell's token, padding included.
 
@@ -212,6 +213,7 @@ class SVAConnector(nn.Module):
             window_mask: bool ``[P, K]`` for all frames or ``[F, P, K]``, see :meth:`window_mask`.
             chunk_size: frames worked on at a time. At the paper's widths a frame's intermediates
                 take about 50 MB in fp32. None: all at once.
+            project: False leaves out the projector's last layer, see :meth:`token_map`.
 
         Returns:
             ``[F, output_grid**2, D]``.
@@ -233,10 +235,12 @@ class SVAConnector(nn.Module):
             mask = window_mask
             if mask is not None and mask.shape[0] > 1:
                 mask = mask[part]
-            chunks.append(self._chunk_tokens(siglip[part], dinov2[part], mask))
+            chunks.append(self._chunk_tokens(siglip[part], dinov2[part], mask, project))
         return chunks[0] if len(chunks) == 1 else torch.cat(chunks)
 
-    def _chunk_tokens(self, siglip: Tensor, dinov2: Tensor, mask: Tensor | None) -> Tensor:
+    def _chunk_tokens(
+        self, siglip: Tensor, dinov2: Tensor, mask: Tensor | None, project: bool
+    ) -> Tensor:
         projected = [
             projector(tokens)  # [F, T_i, V]
             for projector, tokens in zip(self.aux_projectors, (siglip, dinov2), strict=True)
@@ -252,7 +256,8 @@ class SVAConnector(nn.Module):
             for layer in layers:  # type: ignore[attr-defined]
                 x = layer(x, context, windows, mask)
             groups.append(self._resize(x))
-        return self.projector(torch.cat(groups, dim=-1))
+        projector = self.projector if project else self.projector[:-1]
+        return projector(torch.cat(groups, dim=-1))
 
     def _resize(self, x: Tensor) -> Tensor:
         if self.output_grid == self.query_grid:
@@ -281,6 +286,38 @@ class SVAConnector(nn.Module):
         if frame_positions is not None:
             tokens = tokens + frame_positions.to(tokens)[:, None]
         return tokens
+
+    def unprojected_frame_tokens(self, grid: Tensor, box: Box) -> Tensor:
+        """The same for a grid without the projector's last layer: what :meth:`token_map` maps to
+        :meth:`frame_tokens`.
+
+        Args:
+            grid: ``[F, output_grid**2, D]`` from :meth:`grid_tokens` with ``project=False``.
+            box: ``kept_box(width, height, output_grid)``.
+
+        Returns:
+            ``[F, rows * (cols + 1), W]``, W = D + 2 rounded up to a multiple of 8. Column D is 1 in
+            cells, for the bias; column D + 1 is 1 in a row's last token, the newline.
+        """
+        frames, _, width = grid.shape
+        cells = grid.unflatten(1, (self.output_grid, self.output_grid))
+        cells = cells[:, box.row0 : box.row1, box.col0 : box.col1]
+        tokens = grid.new_zeros(frames, box.rows, cells.shape[2] + 1, _map_width(width))
+        tokens[:, :, :-1, :width] = cells
+        tokens[:, :, :-1, width] = 1
+        tokens[:, :, -1, width + 1] = 1
+        return tokens.flatten(1, 2)
+
+    def token_map(self) -> Tensor:
+        """``[D, W]``: the projector's last layer, its bias and the newline token, as one matrix."""
+        last = self.projector[-1]
+        columns = [last.weight, last.bias[:, None], self.image_newline[:, None].to(last.weight)]
+        joined = torch.cat(columns, dim=1)
+        return F.pad(joined, (0, _map_width(last.in_features) - joined.shape[1]))
+
+
+def _map_width(width: int) -> int:
+    return -(-(width + 2) // 8) * 8
 
 
 def frame_position_table(positions: Tensor, width: int, mode: str = "sinusoidal") -> Tensor:

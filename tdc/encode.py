@@ -71,6 +71,7 @@ class VideoEncoder(nn.Module):
         waveforms: Tensor | None = None,
         waveform_lengths: Sequence[int] | Tensor | None = None,
         keep_dinov2: bool = False,
+        project: bool = True,
     ) -> VideoFeatures:
         """Encode a batch of videos and images.
 
@@ -85,6 +86,9 @@ class VideoEncoder(nn.Module):
                 (the released audio alignment counts in them); default: the last frame's second.
             waveforms: fp32 ``[media, samples]`` at 16 kHz, zero-padded; None without sound.
             waveform_lengths: samples of each medium, 0 = no sound.
+            project: False leaves the visual projector's last layer to whoever reads the tokens of
+                videos (``VideoFeatures.token_map``), where gradients are not wanted and no frame
+                positions are added.
         """
         if self.siglip is None or self.dinov2 is None:
             raise InputError(
@@ -118,6 +122,7 @@ class VideoEncoder(nn.Module):
             _floats(frame_times),
             audio,
             keep_dinov2=keep_dinov2,
+            project=project,
         )
 
     def encode_audio(
@@ -166,6 +171,7 @@ class VideoEncoder(nn.Module):
         audio: Sequence[tuple[Tensor, list[int]] | None] | None = None,
         *,
         keep_dinov2: bool = False,
+        project: bool = True,
     ) -> VideoFeatures:
         """The same from tower outputs.
 
@@ -173,9 +179,11 @@ class VideoEncoder(nn.Module):
             siglip, dinov2: ``[F, tower_grid**2, C]``.
             audio: per medium what :meth:`encode_audio` returns.
         """
+        config = self.config
+        project = project or config.frame_positions is not None or torch.is_grad_enabled()
         with stage("connector"):
             tokens = [
-                self._frame_tokens(s, d, size, is_video)
+                self._frame_tokens(s, d, size, is_video, project)
                 for s, d, size, is_video in zip(
                     siglip.split(list(media_frames)),
                     dinov2.split(list(media_frames)),
@@ -192,7 +200,6 @@ class VideoEncoder(nn.Module):
         visual, lengths = _pad_stack([tokens[i] for i in videos], siglip, self.config.hidden_size)
         video_dinov2 = dinov2 if len(rows) == len(dinov2) else dinov2[rows]
         sound, sound_lengths = self._stack_audio(audio, videos, media_frames)
-        config = self.config
         with stage("segmentation"):
             segmentation = segment(
                 video_dinov2.detach(), config.num_scenes, cu_frames, config.similarity_threshold
@@ -209,26 +216,35 @@ class VideoEncoder(nn.Module):
             ),
             kinds=tuple("video" if is_video else "image" for is_video in media_is_video),
             dinov2=video_dinov2 if keep_dinov2 else None,
+            token_map=None if project or not videos else self.connector.token_map(),
         )
 
     def _frame_tokens(
-        self, siglip: Tensor, dinov2: Tensor, size: Sequence[int], is_video: bool
+        self, siglip: Tensor, dinov2: Tensor, size: Sequence[int], is_video: bool, project: bool
     ) -> Tensor:
-        """``[L, N, D]`` tokens of one medium's frames."""
+        """``[L, N, D]`` tokens of one medium; of a video without ``project`` ``[L, N, W]``,
+        for the connector's ``token_map``."""
         config = self.config
         width, height = size
         if is_video and config.video_size_order == "hw":
             width, height = height, width
         connector = self.connector
         dtype = connector.image_newline.dtype
+        project = project or not is_video
         grid = connector.grid_tokens(
-            siglip.to(dtype), dinov2.to(dtype), connector.window_mask(width, height)
+            siglip.to(dtype),
+            dinov2.to(dtype),
+            connector.window_mask(width, height),
+            project=project,
         )
+        box = kept_box(width, height, config.frame_grid)
+        if not project:
+            return connector.unprojected_frame_tokens(grid, box)
         positions = None
         if config.frame_positions is not None:
             number = torch.arange(len(siglip), device=grid.device)
             positions = frame_position_table(number, grid.shape[-1], config.frame_positions)
-        return connector.frame_tokens(grid, kept_box(width, height, config.frame_grid), positions)
+        return connector.frame_tokens(grid, box, positions)
 
     def _stack_audio(
         self,

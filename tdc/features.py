@@ -23,8 +23,8 @@ class VideoFeatures:
     """Features of a batch of videos (frames behind each other) and of single images.
 
     Attributes:
-        visual: ``[F, N, D]`` frame tokens (SVA grid, crop, newline column); ``N`` is the largest of
-            the batch, shorter frames are zero-padded.
+        visual: ``[F, N, D]`` frame tokens (SVA grid, crop, newline column), or what ``token_map``
+            maps to them; ``N`` is the largest of the batch, shorter frames are zero-padded.
         visual_lengths: valid visual tokens of each frame, ``F`` ints.
         audio: ``[F, Na, Ca]`` BEATs tokens before the audio projection, or None without sound.
         audio_lengths: valid audio tokens of each frame (0 = no sound there), ``F`` ints.
@@ -62,14 +62,16 @@ class VideoFeatures:
         audio = self.audio_lengths or (0,) * len(self.visual_lengths)
         return [v + a for v, a in zip(self.visual_lengths, audio, strict=True)]
 
-    def tokens(self, frames: Tensor | None = None) -> Tensor:
-        """``[F, N, D]`` tokens of all frames, or of the frames asked for."""
+    def tokens(self, frames: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
+        """``[F, N, D]`` tokens of all frames, or of the frames asked for; ``dtype``: computed in,
+        where they are still to be mapped."""
         visual = (
             self.visual if frames is None else self.visual[frames.to(self.visual.device).long()]
         )
         if self.token_map is None:
             return visual
-        return torch.nn.functional.linear(visual, self.token_map)
+        dtype = dtype or self.token_map.dtype
+        return torch.nn.functional.linear(visual.to(dtype), self.token_map.to(dtype))
 
     def to(self, device: torch.device | str) -> VideoFeatures:
         """The same on another device; itself when it is there already."""

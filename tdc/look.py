@@ -60,7 +60,7 @@ class FrameTokens:
             if prepared is not None and savings.fold_projector:
                 self.of_visual = self._folded("visual", features.token_map, None)
             else:
-                self.visual = features.tokens()
+                self.visual = features.tokens(dtype=blocks[0].key.weight.dtype)
         if self.audio is not None and audio_proj is not None:
             self.audio_lengths = lengths_tensor(features.audio_lengths, self.audio)
             if prepared is not None and savings.fold_audio:

@@ -114,9 +114,12 @@ class TDCForConditionalGeneration(PreTrainedModel, GenerationMixin):
             media: the processor's media inputs, see :meth:`tdc.encode.VideoEncoder.forward`.
 
         Returns:
-            Features for any number of :meth:`build_context` calls.
+            Features for any number of :meth:`build_context` calls. Unless gradients are wanted,
+            frames stay before the visual projector's last layer: ``features.tokens()`` has them
+            behind it.
         """
-        return self.video_encoder(keep_dinov2=keep_dinov2, **media)
+        project = not self.compressor.savings.fold_projector
+        return self.video_encoder(keep_dinov2=keep_dinov2, project=project, **media)
 
     @stage("compressor")
     def build_context(
