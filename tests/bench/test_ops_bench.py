@@ -45,7 +45,7 @@ def test_all_providers_agree(op: str, case: Case) -> None:
 def test_every_op_of_the_task_has_a_benchmark() -> None:
     assert {
         *("frame_similarity", "scene_boundaries", "segment_scenes"),
-        *("anchor_queries", "pack_context"),
+        *("anchor_queries", "pack_context", "cross_attention"),
     } <= set(benchmarks())
 
 
