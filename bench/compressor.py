@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """The temporal context compressor against the authors' way of running it.
 
-``python -m bench.compressor`` runs both at the paper's width on the same weights and inputs, checks
-that boundaries are identical and context tokens equal, times them in turns and writes the results
-file. It starts from the features of towers and connector: a ratio from here is one of this stage,
-not of a whole answer.
+``python -m bench.compressor`` runs at the paper's width on the same weights and inputs, checks that
+boundaries are identical and context tokens equal, times everybody in turns and writes the results
+file. Three parts: ``whole`` (against the authors' loop and against the batched plain code under
+torch.compile), ``savings`` (each of ours switched the other way) and ``questions`` (the next
+question about the same video). All start from the features of towers and connector: a ratio from
+here is one of this stage, not of a whole answer.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -22,9 +23,10 @@ from torch import Tensor
 from transformers import BertConfig
 
 from bench import harness
-from bench.peers import release_compressor
+from bench.peers import batched_compressor, release_compressor
 from tdc.compressor import Compressor
 from tdc.features import VideoFeatures
+from tdc.savings import Savings
 from tdc.segment import Segmentation, segment
 from tdc_kernels import plan_context
 
@@ -33,12 +35,12 @@ WINDOW = release_compressor.CHUNK
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of one measurement; the defaults are the paper's model on a two-minute video."""
+    """Sizes of one measurement; the defaults are the paper's model and video."""
 
-    frames: int = 112
+    frames: int = 224
     boundaries: int = 24
     visual_tokens: int = 156  # 12 x 12 and a newline column
-    audio_tokens: int = 0  # 50 with sound
+    audio_tokens: int = 50  # 0 without sound
     question_tokens: int = 30
     width: int = 3584  # D, of the language model
     context_tokens: int = 16  # K
@@ -85,12 +87,12 @@ class Agreement:
     max_abs_error: float
 
 
-def make_case(shape: Shape, seed: int = 0) -> Case:
+def make_case(shape: Shape, seed: int = 0, dtype: torch.dtype = torch.float32) -> Case:
     """Random weights and a random video whose scenes have uneven lengths."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*size: int) -> Tensor:
-        return torch.randn(*size, generator=generator)
+        return torch.randn(*size, generator=generator).to(dtype)
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -108,6 +110,7 @@ def make_case(shape: Shape, seed: int = 0) -> Case:
             audio_width=shape.audio_width if shape.audio_tokens else None,
         ).eval()
         torch.nn.init.normal_(model.separator)
+        model = model.to(dtype)
 
     cuts = torch.randperm(shape.frames - 1, generator=generator)[: shape.boundaries] + 1
     scene = torch.zeros(shape.frames, dtype=torch.long)
@@ -129,10 +132,10 @@ def our_segments(case: Case) -> Segmentation:
     return segment(case.dinov2, case.shape.boundaries + 1)
 
 
-def ours(case: Case) -> Tensor:
-    """``[N, D]`` context tokens, segmentation and planning included."""
+def our_features(case: Case) -> VideoFeatures:
+    """Segmentation included; the tokens are the case's own."""
     shape, cuts = case.shape, our_segments(case)
-    features = VideoFeatures(
+    return VideoFeatures(
         visual=case.visual,
         visual_lengths=(shape.visual_tokens,) * shape.frames,
         segmentation=cuts,
@@ -140,10 +143,17 @@ def ours(case: Case) -> Tensor:
         audio=case.audio,
         audio_lengths=(shape.audio_tokens,) * shape.frames if shape.audio_tokens else (),
     )
-    plan = plan_context(
-        cuts.boundaries, cuts.cu_frames, WINDOW, features.static_lengths(), shape.context_tokens
-    )
+
+
+def our_context(case: Case, features: VideoFeatures) -> Tensor:
+    cuts, queries = features.segmentation, case.shape.context_tokens
+    plan = plan_context(cuts.boundaries, cuts.cu_frames, WINDOW, features.static_lengths(), queries)
     return case.model(features, plan, case.question_ids[None])[0]
+
+
+def ours(case: Case) -> Tensor:
+    """``[N, D]`` context tokens, segmentation and planning included."""
+    return our_context(case, our_features(case))
 
 
 def peer_segments(case: Case) -> list[int]:
@@ -157,12 +167,21 @@ def peer(case: Case) -> Tensor:
     )
 
 
-def check(case: Case, tolerance: float = 1e-5) -> Agreement:
+def compiled_peer(case: Case, compress: Callable[..., Tensor]) -> Tensor:
+    """The same by the batched plain code."""
+    return compress(case.visual, peer_segments(case), case.question_ids, case.audio)
+
+
+# Share of the largest token. Half precision: a dozen layers of roundings of 2^-9.
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 2**-5}
+
+
+def check(case: Case) -> Agreement:
     """Compare the two sides.
 
     Raises:
-        RuntimeError: boundaries differ, or a context token by more than ``tolerance`` times the
-            largest one; no number is worth reporting then.
+        RuntimeError: boundaries differ, or a context token by more than the dtype's
+            ``TOLERANCE``; no number is worth reporting then.
     """
     starts, expected_starts = our_segments(case).scene_starts(), peer_segments(case)
     if starts != expected_starts:
@@ -171,63 +190,141 @@ def check(case: Case, tolerance: float = 1e-5) -> Agreement:
     if tokens.shape != expected.shape:
         raise RuntimeError(f"shapes differ: {tuple(tokens.shape)} against {tuple(expected.shape)}")
     error = (tokens - expected).abs().max().item()
-    if not error <= tolerance * expected.abs().max().item():  # also catches NaN
+    if not error <= TOLERANCE[case.visual.dtype] * expected.abs().max().item():  # also catches NaN
         raise RuntimeError(f"context tokens differ by {error:.1e}")
     return Agreement(len(starts), len(tokens), error)
 
 
-@torch.inference_mode()
-def measure(shape: Shape, rounds: int) -> list[dict[str, Any]]:
-    """Check, then time segmentation alone and the whole compressor on both sides."""
-    case = make_case(shape)
-    agreement = check(case)  # also the warm-up of both sides
-    rows = []
-    parts: list[tuple[str, Callable[[Case], object], Callable[[Case], object]]] = [
-        ("segmentation", our_segments, peer_segments),
-        ("segmentation and compression", ours, peer),
+def row(part: str, case: Case, times: dict[str, harness.Timing], **facts: Any) -> dict[str, Any]:
+    """One measurement: a time for each provider, and how many times as long the others took."""
+    first = times["ours"].quantile(0.5)
+    return {
+        "part": part,
+        "shape": asdict(case.shape),
+        "dtype": str(case.visual.dtype).removeprefix("torch."),
+        **facts,
+        "times": {name: timing.summary() for name, timing in times.items()},
+        "ratios": {
+            name: round(timing.quantile(0.5) / first, 3)
+            for name, timing in times.items()
+            if name != "ours"
+        },
+    }
+
+
+def whole(case: Case, rounds: int) -> list[dict[str, Any]]:
+    """Segmentation alone, then all of it."""
+    agreement = asdict(check(case))  # also the warm-up of both sides
+    compiled = batched_compressor.compiled(case.model)
+    error = (compiled_peer(case, compiled) - ours(case)).abs().max().item()
+    segmentation = {"ours": partial(our_segments, case), "release": partial(peer_segments, case)}
+    everything = {
+        "ours": partial(ours, case),
+        "release": partial(peer, case),
+        "batched and compiled": partial(compiled_peer, case, compiled),
+    }
+    return [
+        row("segmentation", case, harness.interleave(segmentation, rounds, warmup=0), **agreement),
+        row(
+            "segmentation and compression",
+            case,
+            harness.interleave(everything, rounds, warmup=0),
+            **agreement,
+            error_of_batched=error,
+        ),
     ]
-    for part, our_call, peer_call in parts:
-        providers = {"ours": partial(our_call, case), "release": partial(peer_call, case)}
-        times = harness.interleave(providers, rounds, warmup=0)
-        ours_s, peer_s = times["ours"].quantile(0.5), times["release"].quantile(0.5)
-        rows.append(
-            {
-                "part": part,
-                "shape": asdict(shape),
-                "dtype": str(case.visual.dtype).removeprefix("torch."),
-                "boundaries_identical": True,
-                **asdict(agreement),
-                "ours": times["ours"].summary(),
-                "release": times["release"].summary(),
-                "speedup": round(peer_s / ours_s, 3),
-            }
-        )
+
+
+def savings(case: Case, rounds: int) -> list[dict[str, Any]]:
+    """The default against each saving switched the other way; nothing kept between calls."""
+
+    def call(savings: Savings) -> Tensor:
+        case.model.savings = savings
+        return ours(case)
+
+    # Features of a call are new tensors to the cache, as for a video's first question; the folded
+    # weights stay, as they do from one video to the next.
+    default = Savings(cache=False)
+    providers = {"ours": partial(call, default), "none": partial(call, Savings.none())}
+    for name in SWITCHED:
+        other = replace(default, **{name: not getattr(default, name)})
+        providers[name] = partial(call, other)
+    times = harness.interleave(providers, rounds)
+    case.model.savings = Savings()
+    return [row("savings, each switched the other way", case, times)]
+
+
+def questions(case: Case, rounds: int) -> list[dict[str, Any]]:
+    """A first question (the cuts included), and another one about the same features."""
+    rows = []
+    for joint in (False, True):
+        case.model.savings = Savings(joint_keys_values=joint)
+        features = our_features(case)
+
+        def first() -> Tensor:
+            case.model.prepared.clear()
+            return ours(case)
+
+        def second(features: VideoFeatures = features) -> Tensor:
+            return our_context(case, features)
+
+        first()
+        second()
+        seconds: dict[str, list[tuple[float, float]]] = {"first": [], "ours": []}
+        for _ in range(rounds):
+            seconds["first"].append(harness.timed(first))
+            second()  # what is kept belongs to these features again
+            seconds["ours"].append(harness.timed(second))
+        times = {name: harness.Timing(*zip(*s, strict=True)) for name, s in seconds.items()}
+        how = "keys and values kept" if joint else "default"
+        rows.append(row(f"second question, {how}", case, times))
+    case.model.savings = Savings()
     return rows
+
+
+PARTS: dict[str, Callable[[Case, int], list[dict[str, Any]]]] = {
+    "whole": whole,
+    "savings": savings,
+    "questions": questions,
+}
+# What changes within one call.
+SWITCHED = tuple(
+    f.name for f in fields(Savings) if f.name not in ("cache", "fold_projector", "fp32_on_cpu")
+)
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m bench.compressor")
+    parser.add_argument("parts", nargs="*", default=list(PARTS), help=", ".join(PARTS))
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds (default: 3)")
     parser.add_argument("--threads", type=int, default=2, help="torch threads (default: 2)")
     parser.add_argument("--frames", type=int, default=Shape.frames)
+    parser.add_argument("--audio-tokens", type=int, default=Shape.audio_tokens)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--dry-run", action="store_true", help="do not write the results file")
     args = parser.parse_args(argv)
+    for part in args.parts:
+        if part not in PARTS:
+            parser.error(f"parts: expected some of {', '.join(PARTS)}, got {part!r}")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(args.threads)
     load = harness.load_of_others()
-    rows = []
-    for audio_tokens in (0, 50):
-        rows += measure(Shape(frames=args.frames, audio_tokens=audio_tokens), args.rounds)
-    for row in rows:
-        row["load_before"] = load
-    print(json.dumps(rows, indent=2) if args.dry_run else harness.record("compressor", rows))
-    for row in rows:
-        sound = "with sound" if row["shape"]["audio_tokens"] else "no sound"
-        print(
-            f"{row['part']}, {sound}: {row['ours']['median_s']:.3f} s against "
-            f"{row['release']['median_s']:.3f} s, {row['speedup']:.2f}x; "
-            f"boundaries identical, largest error {row['max_abs_error']:.1e}"
-        )
+    shape = Shape(frames=args.frames, audio_tokens=args.audio_tokens)
+    with torch.inference_mode():
+        case = make_case(shape, dtype=getattr(torch, args.dtype))
+        for part in args.parts:
+            rows = [r | {"load_before": load} for r in PARTS[part](case, args.rounds)]
+            if not args.dry_run:
+                name = f"compressor {part} {args.frames} {args.audio_tokens} {args.dtype}"
+                harness.record(name, rows)
+            for found in rows:
+                print(describe(found))
+
+
+def describe(found: dict[str, Any]) -> str:
+    times = ", ".join(f"{n} {t['median_s']:.3f} s" for n, t in found["times"].items())
+    ratios = ", ".join(f"{n} {r:.2f}x" for n, r in found["ratios"].items())
+    return f"{found['part']}, {found['dtype']}: {times}; ours against {ratios}"
 
 
 if __name__ == "__main__":

@@ -310,10 +310,12 @@ class SVAConnector(nn.Module):
 
     def token_map(self) -> Tensor:
         """``[D, W]``: the projector's last layer, its bias and the newline token, as one matrix."""
-        last = self.projector[-1]
-        columns = [last.weight, last.bias[:, None], self.image_newline[:, None].to(last.weight)]
-        joined = torch.cat(columns, dim=1)
-        return F.pad(joined, (0, _map_width(last.in_features) - joined.shape[1]))
+        weight, bias = (
+            self.projector.get_parameter("2.weight"),
+            self.projector.get_parameter("2.bias"),
+        )
+        joined = torch.cat([weight, bias[:, None], self.image_newline[:, None].to(bias)], dim=1)
+        return F.pad(joined, (0, _map_width(weight.shape[1]) - joined.shape[1]))
 
 
 def _map_width(width: int) -> int:

@@ -10,9 +10,11 @@ import torch
 
 from bench import compressor as bench
 from bench.peers import release_compressor
+from tdc.savings import Savings
 
 TINY = bench.Shape(
     frames=40,
+    audio_tokens=0,
     boundaries=3,  # scenes longer than the eight frames of a chunk
     visual_tokens=20,
     question_tokens=5,
@@ -88,3 +90,17 @@ def test_peer_calls_the_qformer_once_per_chunk(monkeypatch: pytest.MonkeyPatch) 
     release_compressor.compress(case.model, case.visual, [0, 1, 18], case.question_ids)
     # 1 frame: no call; 17 frames: 8 + 8 + 1; 22 frames: 8 + 8 + 6; the first of each is static
     assert batches == [7, 7, 7, 7, 5]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("part", bench.PARTS)
+def test_parts_measure(part: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every part times what it says, at sizes that mean nothing."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    case = bench.make_case(replace(TINY, audio_tokens=7), dtype=dtype)
+    for row in bench.PARTS[part](case, rounds=2):
+        assert set(row["ratios"]) == set(row["times"]) - {"ours"}
+        assert row["error_of_batched"] < 0.05 if "error_of_batched" in row else True
+        assert bench.describe(row).startswith(row["part"])
+    assert case.model.savings == Savings()
