@@ -25,6 +25,8 @@ from tdc import InputError
 from tdc.config import RELEASE_BEHAVIOUR
 from tdc.lvcot import ask
 from tdc.model import MEDIA_INPUTS
+from tdc.savings import Savings
+from tdc_kernels import use_backend
 
 
 def media_of(inputs) -> dict:
@@ -159,6 +161,20 @@ def test_one_encoding_serves_many_questions(model, processor):
         torch.testing.assert_close(again, model(**inputs).logits, rtol=0, atol=0)
     answers = [ask(model, processor, features, [q], max_new_tokens=4) for q in ("a?", "b?")]
     assert all(isinstance(answer[0], str) for answer in answers)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("backend", ["reference", None])
+def test_answers_are_the_same_with_and_without_savings(model, processor, backend, monkeypatch):
+    """Token for token in fp32."""
+    inputs, answers = tiny_inputs(processor), []
+    for savings in (Savings.none(), Savings(), Savings(joint_keys_values=True)):
+        monkeypatch.setattr(model.compressor, "savings", savings)
+        with use_backend(backend or "auto"):
+            answers.append(model.generate(**inputs, max_new_tokens=12, do_sample=False))
+    assert answers[0].shape[1] > 1
+    assert torch.equal(answers[0], answers[1])
+    assert torch.equal(answers[0], answers[2])
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from targets import dtypes, targets
 from tolerance import judge
 
-from tdc_kernels import cross_attention, registry
+from tdc_kernels import cross_attention, native, registry
 from tdc_kernels.ops.cross_attention import strategy
 
 HEADS = 2
@@ -171,6 +171,58 @@ def test_sizes(target, strategy, queries, width, depth, visual, audio):
         backend=target.backend,
     )
     judge(got.cpu(), plain(args), exact(args))
+
+
+@targets("cross_attention")
+@strategies
+def test_long_sums(target, strategy):
+    """Scores are sums over the tokens' width, the longest there are."""
+    args = cast(case(2, 2, 3, 9, None, width=HEADS * 16, depth=7168, indexed=False), torch.float32)
+    got = cross_attention(
+        **cast(args, device=target.device),
+        num_heads=HEADS,
+        strategy=strategy,
+        backend=target.backend,
+    )
+    judge(got.cpu(), plain(args), exact(args))
+
+
+@pytest.mark.parametrize("name", native.INSTRUCTION_SETS)
+@strategies
+@dtypes
+def test_every_instruction_set(name, dtype, strategy, instruction_set):
+    """Tokens below, at and beyond a tile, widths below, at and beyond a block and a vector."""
+    instruction_set(name)
+    for tokens, depth, dim in ((1, 3, 5), (13, 64, 16), (30, 131, 24)):
+        args = cast(case(5, 3, 17, tokens, 3, HEADS * dim, depth), dtype)
+        got = cross_attention(**args, num_heads=HEADS, strategy=strategy, backend="native")
+        judge(got, plain(args), exact(args))
+
+
+@pytest.mark.parametrize(
+    ("position", "value", "message"),
+    [
+        (0, torch.ones(3, 2), "query, visual: expected 3 dimensions"),
+        (2, torch.ones(2, 5, 12), "audio: expected \\[F, Na, D\\]"),
+        (3, torch.ones(16, 11), "weights: expected"),
+        (6, torch.ones(15), "b_value: expected query's width"),
+        (7, 3, "num_heads: expected a divisor"),
+        (8, torch.tensor([0, 1, 2, 3, 0]), "index: expected 0 to 2, got 3"),
+        (8, torch.tensor([0, 1]), "index: expected 5 numbers"),
+        (9, torch.tensor([8, 0, 0]), "visual_lengths: expected 0 to 7, got 8"),
+        (11, torch.ones(3, 11, dtype=torch.bool), "mask: expected bool"),
+    ],
+)
+def test_operator_checks_what_it_would_read(position, value, message):
+    """Called past the public function: an error, never memory that is not ours."""
+    if native.CPU.why_not() is not None:
+        pytest.skip(native.CPU.why_not())
+    a = cast(case(), torch.float32)
+    names = ("query", "visual", "audio", "w_key", "b_key", "w_value", "b_value")
+    args = [*(a[n] for n in names), HEADS, a["index"], *[None] * 5, True]
+    args[position] = value
+    with pytest.raises(RuntimeError, match=message):
+        registry.entry("cross_attention", "native").handle(*args)
 
 
 @targets("cross_attention")

@@ -12,6 +12,10 @@ import recording as rec
 import run
 import torch
 
+import tdc.compressor
+from tdc.savings import Savings
+from tdc_kernels import registry
+
 DATA = Path(__file__).parent / "data"
 CASES = sorted(path.stem for path in DATA.glob("c[0-9]*_*.npz"))
 MEGABYTE = 10**6
@@ -28,6 +32,33 @@ def test_recording_is_reproduced(name):
     result = run.run_case(DATA, name)
     assert result.failures == []
     assert {"inputs_embeds", "logits"} <= set(result.errors)
+
+
+@pytest.mark.parametrize("name", ["c01c_T_S3", "c02b_audio_short", "c06_learned"])
+@pytest.mark.parametrize("how", ["plain", "joint keys and values", *registry.backends()])
+def test_recording_is_reproduced_in_every_way(name, how, monkeypatch):
+    """By every backend, and by the compressor with all savings and with none."""
+    if how in registry.backends():
+        missing = [r for r in registry.table("cpu") if r.backend == how and not r.available]
+        if how != "torch" and missing:  # torch has cross_attention only
+            pytest.skip(missing[0].reason)
+        if how == "torch":
+            choose = registry.choose
+            monkeypatch.setattr(
+                registry,
+                "choose",
+                lambda op, b, *a: choose(op, how if op == "cross_attention" else b, *a),
+            )
+        else:
+            monkeypatch.setattr(registry, "_forced", how)
+    else:
+        savings = {
+            "plain": Savings.none(),
+            "joint keys and values": Savings(joint_keys_values=True),
+        }
+        monkeypatch.setattr(tdc.compressor, "Savings", lambda: savings[how])
+    result = run.run_case(DATA, name)
+    assert result.failures == []
 
 
 def with_arrays(name: str, **arrays: np.ndarray) -> rec.Recording:
