@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tdc_kernels import nn as kernels
 
+from .attention import self_attention
 from .savings import Savings
 
 
@@ -68,7 +69,7 @@ class SelfAttention(nn.Module):
         asking = x if rows is None else x[:, :rows]
         q = split_heads(self.query(asking), self.num_heads)
         k, v = (split_heads(p(x), self.num_heads) for p in (self.key, self.value))
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        attended = self_attention(q, k, v, mask)
         return self.norm(asking + self.out(attended.transpose(1, 2).flatten(2)))
 
 

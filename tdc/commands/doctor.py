@@ -67,9 +67,20 @@ def examine() -> dict[str, Any]:
         "devices": devices,
         "native": _library(native.CPU) | native.build_info(),
         "cuda": _library(native.CUDA),
+        "self_attention": {kind: _self_attention(kind) for kind in _kinds(devices)},
         "environment": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
         "backends": {kind: _backends(kind) for kind in _kinds(devices)},
     }
+
+
+def _self_attention(kind: str) -> str:
+    """What padded self-attention of the Q-Former runs on."""
+    from tdc.attention import why_not_flash
+
+    reason = why_not_flash(kind)
+    if reason is None:
+        return "flash-attn in half precision"
+    return f"scaled_dot_product_attention ({reason})"
 
 
 def _library(library: Library) -> dict[str, Any]:
@@ -151,6 +162,8 @@ def _print(facts: dict[str, Any]) -> None:
     print()
     _print_library("native library", facts["native"])
     _print_library("CUDA library", facts["cuda"])
+    for kind, what in facts["self_attention"].items():
+        print(f"Q-Former's padded self-attention on {kind}: {what}")
     if facts["environment"]:
         print("\nenvironment")
         for name, value in facts["environment"].items():
