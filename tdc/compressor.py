@@ -20,10 +20,18 @@ from tdc_kernels import ContextPlan, anchor_queries, pack_context
 from tdc_kernels.ops.cross_attention.strategy import has_matrix_units
 
 from .features import VideoFeatures
+from .graphs import BucketedGraphs
 from .look import FrameTokens
 from .prepared import Prepared
 from .qformer import QFormer
 from .savings import Savings
+
+GRAPHS_ON = "cuda"
+# Leading dimensions of the Q-Former's inputs that vary with the video and the question.
+PADDED = {
+    **{"queries": 1, "question_ids": 2, "question_mask": 2, "index": 1, "group": 1},
+    **{"visual": 1, "audio": 1, "visual_lengths": 1, "audio_lengths": 1},
+}
 
 
 class Compressor(nn.Module):
@@ -153,10 +161,45 @@ class Compressor(nn.Module):
         queries = self.queries(features, plan)  # [A, K, Dq]
         run = partial(self._run, tokens, queries, question_ids, question_mask)
         dynamic = plan.dynamic.to(device)
+        if remember is not None and self.savings.cuda_graphs and device.type == GRAPHS_ON:
+            return self._graphed(tokens, queries, question_ids, question_mask, dynamic, group)
         if self.savings.one_call:
             return self.output_proj(run(dynamic, group))
         hidden = [run(dynamic[group == a], group[group == a]) for a in group.unique()]
         return self.output_proj(torch.cat(hidden))
+
+    def _graphed(
+        self,
+        tokens: FrameTokens,
+        queries: Tensor,
+        question_ids: Tensor | None,
+        question_mask: Tensor | None,
+        index: Tensor,
+        group: Tensor,
+    ) -> Tensor:
+        """The same, and the output projection, through a CUDA graph of the sizes' bucket."""
+
+        def function(x: dict[str, Tensor | None]) -> Tensor:
+            hidden = self.qformer(
+                x["queries"],
+                question_ids=x["question_ids"],
+                question_mask=x["question_mask"],
+                group=x["group"],
+                look=tokens.over(x).look(x["index"]),  # type: ignore[arg-type]
+                savings=self.savings,
+            )
+            return self.output_proj(hidden)
+
+        if question_ids is not None and question_mask is None:  # padding has to be told
+            question_mask = torch.ones_like(question_ids, dtype=torch.bool)
+        graphs = self.prepared.get(
+            "graphs",
+            [*self.parameters(), *([] if tokens.token_map is None else [tokens.token_map])],
+            lambda: BucketedGraphs(function, PADDED, rows="index"),
+            self.savings,
+        )
+        rows = {"queries": queries, "question_ids": question_ids, "question_mask": question_mask}
+        return graphs({**tokens.tensors(), **rows, "index": index, "group": group})
 
     def _run(
         self,

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tdc.geometry import Box, to_windows, window_mask, window_side
+from tdc.prepared import Prepared
 
 
 class AuxProjector(nn.Module):
@@ -180,6 +181,7 @@ class SVAConnector(nn.Module):
             nn.Linear(output_size, output_size),
         )
         self.image_newline = nn.Parameter(torch.empty(output_size))
+        self.prepared = Prepared()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -310,12 +312,14 @@ class SVAConnector(nn.Module):
 
     def token_map(self) -> Tensor:
         """``[D, W]``: the projector's last layer, its bias and the newline token, as one matrix."""
-        weight, bias = (
-            self.projector.get_parameter("2.weight"),
-            self.projector.get_parameter("2.bias"),
-        )
-        joined = torch.cat([weight, bias[:, None], self.image_newline[:, None].to(bias)], dim=1)
-        return F.pad(joined, (0, _map_width(weight.shape[1]) - joined.shape[1]))
+        weight, bias = (self.projector.get_parameter(f"2.{n}") for n in ("weight", "bias"))
+
+        def compute() -> Tensor:
+            joined = torch.cat([weight, bias[:, None], self.image_newline[:, None].to(bias)], dim=1)
+            return F.pad(joined, (0, _map_width(weight.shape[1]) - joined.shape[1]))
+
+        # The same tensor for every video: what is folded from it is kept as long as it is the same.
+        return self.prepared.get("token_map", [weight, bias, self.image_newline], compute)
 
 
 def _map_width(width: int) -> int:
@@ -345,53 +349,3 @@ def frame_position_table(positions: Tensor, width: int, mode: str = "sinusoidal"
     even = angles.sin()
     odd = even.cos() if mode == "release" else angles.cos()
     return torch.stack([even, odd], dim=-1).flatten(1)[:, :width]
-
-
-_TOWER_KEYS = {
-    "k_proj_{i}.0.weight": "key_norm.weight",
-    "k_proj_{i}.0.bias": "key_norm.bias",
-    "k_proj_{i}.1.weight": "key.weight",
-    "v_proj_{i}.0.weight": "value_norm.weight",
-    "v_proj_{i}.0.bias": "value_norm.bias",
-    "v_proj_{i}.1.weight": "value.weight",
-}
-_LAYER_KEYS = {
-    "proj_context.weight": "context.weight",
-    "proj_in.weight": "mix.weight",
-    "cross_attn.q_proj.0.weight": "query_norm.weight",
-    "cross_attn.q_proj.0.bias": "query_norm.bias",
-    "cross_attn.q_proj.1.weight": "query.weight",
-    "cross_attn.o_proj.weight": "out.weight",
-    "norm.weight": "norm.weight",
-    "norm.bias": "norm.bias",
-    "proj_out.linear_1.weight": "fc1.weight",
-    "proj_out.linear_2.weight": "fc2.weight",
-}
-
-
-def release_key_map(
-    query_grid: int = 12,
-    token_grids: Sequence[int] = (24, 24),
-    depth: int = 3,
-    num_query_group: int = 1,
-) -> dict[str, str]:
-    """Names in the authors' checkpoint -> names in :class:`SVAConnector`, one for every tensor."""
-    keys = {"model.vision_query": "query", "model.image_newline": "image_newline"}
-    for name in ("0.weight", "0.bias", "2.weight", "2.bias"):
-        keys[f"model.mm_projector.{name}"] = f"projector.{name}"
-    for i in range(len(token_grids)):
-        for theirs, ours in (("0", "fc1"), ("2", "fc2"), ("3", "norm")):
-            for kind in ("weight", "bias"):
-                name = f"model.mm_projector_aux_{i}.{theirs}.{kind}"
-                keys[name] = f"aux_projectors.{i}.{ours}.{kind}"
-    for group in range(num_query_group):
-        for layer in range(depth):
-            theirs = f"model.vision_sampler_{group}.layers.{layer}."
-            ours = f"samplers.{group}.{layer}."
-            keys |= {theirs + a: ours + b for a, b in _LAYER_KEYS.items()}
-            for i, grid in enumerate(token_grids):
-                for a, b in _TOWER_KEYS.items():
-                    keys[f"{theirs}cross_attn.{a.format(i=i)}"] = f"{ours}towers.{i}.{b}"
-                if window_side(grid, query_grid) > 1:
-                    keys[f"{theirs}pos_embed_{i}"] = f"{ours}towers.{i}.position"
-    return keys

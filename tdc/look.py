@@ -9,7 +9,8 @@ one product of weights and is done once per load; where gradients are wanted the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from .savings import Savings
 
 Look = Callable[[CrossAttention, Tensor], Tensor]
 Pair = tuple[Tensor, Tensor]  # weights of keys and values
+TENSORS = ("visual", "audio", "visual_lengths", "audio_lengths")
 ALIGN = 8  # widths are multiples of it, for wide loads
 
 
@@ -51,6 +53,7 @@ class FrameTokens:
         self.blocks = blocks
         self.prepared = prepared
         self.savings = savings
+        self.token_map = features.token_map
         self.visual, self.audio = features.visual, features.audio if audio_proj else None
         self.visual_lengths = lengths_tensor(features.visual_lengths, features.visual)
         self.audio_lengths = None
@@ -68,6 +71,17 @@ class FrameTokens:
                 self.audio = self._kept("audio tokens", [self.audio], self._with_ones)
             else:
                 self.audio = audio_proj(self.audio.to(audio_proj.weight.dtype))
+
+    def tensors(self) -> dict[str, Tensor | None]:
+        """What :meth:`look` reads of the video."""
+        return {name: getattr(self, name) for name in TENSORS}
+
+    def over(self, tensors: Mapping[str, Tensor | None]) -> FrameTokens:
+        """The same weights over other tensors of the same kinds."""
+        other = copy.copy(self)
+        for name in TENSORS:
+            setattr(other, name, tensors[name])
+        return other
 
     def look(self, index: Tensor) -> Look:
         """Cross-attention of rows over the frames ``index [M]``."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from transformers import AutoConfig
 
 from .config import RELEASE_BEHAVIOUR, TDCConfig
-from .connector import release_key_map
 from .errors import InputError
+from .geometry import window_side
 
 TEXT_MODEL_TYPES = {"cambrian_qwen": "qwen2", "cambrian_llama": "llama"}
 CONNECTOR_HEADS = 16  # fixed in the released code
@@ -27,6 +27,26 @@ IGNORED = (
     (r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq", "recomputed from the configuration"),
 )
 
+_CONNECTOR_TOWER = {
+    "k_proj_{i}.0.weight": "key_norm.weight",
+    "k_proj_{i}.0.bias": "key_norm.bias",
+    "k_proj_{i}.1.weight": "key.weight",
+    "v_proj_{i}.0.weight": "value_norm.weight",
+    "v_proj_{i}.0.bias": "value_norm.bias",
+    "v_proj_{i}.1.weight": "value.weight",
+}
+_CONNECTOR_LAYER = {
+    "proj_context.weight": "context.weight",
+    "proj_in.weight": "mix.weight",
+    "cross_attn.q_proj.0.weight": "query_norm.weight",
+    "cross_attn.q_proj.0.bias": "query_norm.bias",
+    "cross_attn.q_proj.1.weight": "query.weight",
+    "cross_attn.o_proj.weight": "out.weight",
+    "norm.weight": "norm.weight",
+    "norm.bias": "norm.bias",
+    "proj_out.linear_1.weight": "fc1.weight",
+    "proj_out.linear_2.weight": "fc2.weight",
+}
 _QFORMER_LAYER = {
     "attention.self.query": "attention.query",
     "attention.self.key": "attention.key",
@@ -176,7 +196,7 @@ def our_names(config: TDCConfig, released: Iterable[str]) -> tuple[dict[str, str
     """
     table = {
         theirs: "video_encoder.connector." + ours
-        for theirs, ours in release_key_map(
+        for theirs, ours in connector_key_map(
             config.connector_grid,
             (config.tower_grid, config.tower_grid),
             config.connector_depth,
@@ -196,6 +216,34 @@ def our_names(config: TDCConfig, released: Iterable[str]) -> tuple[dict[str, str
         elif ours is not None:
             taken[name] = ours
     return taken, ignored
+
+
+def connector_key_map(
+    query_grid: int = 12,
+    token_grids: Sequence[int] = (24, 24),
+    depth: int = 3,
+    num_query_group: int = 1,
+) -> dict[str, str]:
+    """Released names -> names in :class:`tdc.connector.SVAConnector`, one for every tensor."""
+    keys = {"model.vision_query": "query", "model.image_newline": "image_newline"}
+    for name in ("0.weight", "0.bias", "2.weight", "2.bias"):
+        keys[f"model.mm_projector.{name}"] = f"projector.{name}"
+    for i in range(len(token_grids)):
+        for theirs, ours in (("0", "fc1"), ("2", "fc2"), ("3", "norm")):
+            for kind in ("weight", "bias"):
+                name = f"model.mm_projector_aux_{i}.{theirs}.{kind}"
+                keys[name] = f"aux_projectors.{i}.{ours}.{kind}"
+    for group in range(num_query_group):
+        for layer in range(depth):
+            theirs = f"model.vision_sampler_{group}.layers.{layer}."
+            ours = f"samplers.{group}.{layer}."
+            keys |= {theirs + a: ours + b for a, b in _CONNECTOR_LAYER.items()}
+            for i, grid in enumerate(token_grids):
+                for a, b in _CONNECTOR_TOWER.items():
+                    keys[f"{theirs}cross_attn.{a.format(i=i)}"] = f"{ours}towers.{i}.{b}"
+                if window_side(grid, query_grid) > 1:
+                    keys[f"{theirs}pos_embed_{i}"] = f"{ours}towers.{i}.position"
+    return keys
 
 
 def _unused(config: TDCConfig) -> dict[str, str]:

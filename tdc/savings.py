@@ -21,6 +21,7 @@ class Savings:
     fold_projector: bool = True  # dynamic frames stay before the visual projector's last layer
     fp32_on_cpu: bool = True  # half types in fp32 where the CPU has no matrix units for them
     cache: bool = True  # question-independent parts serve the next question about the video
+    cuda_graphs: bool = False  # the Q-Former as one launch on a GPU; off until it is measured
     # Keys and values of all layers by one matrix product, kept for the next question: the second
     # question then costs no cross-attention products, but the first one costs three times as many,
     # and the memory is M * N * layers * 2 * Dq values (1.4 GB in fp32 at the paper's size).

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from tdc.connector import SVAConnector, frame_position_table, release_key_map
+from tdc.connector import SVAConnector, frame_position_table
 from tdc.geometry import Box, kept_box
+from tdc.release import connector_key_map
 
 UNITS = Path(__file__).parents[1] / "parity" / "data" / "units.npz"
 SIGLIP, DINOV2, V, D, HEADS = 10, 6, 16, 20, 4
@@ -239,7 +240,7 @@ def test_half_precision_stays_close():
     ("query_grid", "token_grids", "groups"), [(12, (24, 24), 1), (24, (24, 24), 1), (3, (6, 3), 2)]
 )
 def test_release_keys_name_every_tensor_once(query_grid, token_grids, groups):
-    keys = release_key_map(query_grid, token_grids, depth=2, num_query_group=groups)
+    keys = connector_key_map(query_grid, token_grids, depth=2, num_query_group=groups)
     connector = SVAConnector(
         8, 8, 16, 8, query_grid, token_grids, depth=2, num_heads=2, num_query_group=groups
     )
@@ -247,7 +248,7 @@ def test_release_keys_name_every_tensor_once(query_grid, token_grids, groups):
 
 
 def test_release_keys_are_the_published_names():
-    keys = release_key_map()
+    keys = connector_key_map()
     layer = "model.vision_sampler_0.layers.2."
     for theirs, ours in {
         "model.vision_query": "query",
@@ -264,7 +265,7 @@ def test_release_keys_are_the_published_names():
     }.items():
         assert keys[theirs] == ours
     assert len(keys) == 90
-    assert not any("pos_embed" in name for name in release_key_map(query_grid=24))
+    assert not any("pos_embed" in name for name in connector_key_map(query_grid=24))
 
 
 def test_position_vectors_of_the_release_are_the_recorded_ones():
@@ -295,3 +296,20 @@ def test_errors_name_the_argument():
         make().grid_tokens(siglip, dinov2[:1])
     with pytest.raises(ValueError, match="tokens must have 36 rows"):
         make().grid_tokens(siglip[:, :30], dinov2)
+
+
+@torch.no_grad()
+def test_unprojected_tokens_are_mapped_to_the_same():
+    connector = SVAConnector(12, 20, 16, 24, query_grid=4, token_grids=(8, 4), num_heads=2)
+    for parameter in connector.double().parameters():
+        parameter.normal_()
+    towers = torch.randn(3, 64, 12).double(), torch.randn(3, 16, 20).double()
+    box = kept_box(48, 24, 4)
+    wanted = connector.frame_tokens(connector.grid_tokens(*towers), box)
+    hidden = connector.unprojected_frame_tokens(connector.grid_tokens(*towers, project=False), box)
+    assert hidden.shape[2] % 8 == 0
+    torch.testing.assert_close(hidden @ connector.token_map().T, wanted)
+    assert connector.token_map() is connector.token_map()
+    before = connector.token_map()
+    connector.image_newline.add_(1)
+    assert (connector.token_map() - before).abs().max() == 1
