@@ -20,8 +20,10 @@ from typing import Any
 import torch
 from transformers import Dinov2Config, SiglipVisionConfig
 
-from bench import harness
+from bench import cross_attention, harness
+from bench.cases import Case
 from bench.compressor import Shape, make_case, ours
+from bench.peers import attention as peer_attention
 from tdc.audio_tokens import audio_tokens
 from tdc.beats import BEATs, BEATsConfig
 from tdc.connector import SVAConnector
@@ -73,13 +75,37 @@ def compressor(_: int) -> Callable[[], Any]:
     return lambda: ours(case)
 
 
-# Stage -> what builds it, and the frames (BEATs: 10-second windows) worked on at a time.
+def attention(attend: Callable[..., torch.Tensor]) -> Callable[[int], Callable[[], Any]]:
+    """Forward and backward of one cross-attention, gradients of queries, tokens and weights."""
+
+    def build(frames: int) -> Callable[[], Any]:
+        case = Case("paper", (frames,), 156, 3584, backward=True)
+        args = cross_attention.arguments(case, "cpu")
+        leaves = [
+            x.requires_grad_()
+            for x in args
+            if isinstance(x, torch.Tensor) and x.is_floating_point()
+        ]
+
+        def call() -> tuple[torch.Tensor, ...]:
+            with torch.inference_mode(False), torch.enable_grad():
+                return torch.autograd.grad(attend(*args).sum(), leaves)
+
+        return call
+
+    return build
+
+
+# Stage -> what builds it, and the frames (BEATs: 10-second windows) worked on at a time. The last
+# two are one layer of the compressor in training, ours and torch's attention on projected tokens.
 STAGES: dict[str, tuple[Callable[[int], Callable[[], Any]], int]] = {
     "dinov2": (dinov2, 64),
     "siglip": (siglip, 64),
     "connector": (connector, 16),
     "beats": (beats, 8),
     "compressor": (compressor, FRAMES),
+    "attention": (attention(cross_attention.ours), FRAMES),
+    "attention (plain)": (attention(peer_attention.sdpa), FRAMES),
 }
 
 
@@ -137,7 +163,7 @@ def main(argv: list[str] | None = None) -> None:
     rows = [measure(stage) for stage in args.stages]
     for row in rows:
         print(
-            f"{row['stage']:12} {row['at_a_time']:4} at a time: peak {row['peak_mb']:6} MB, "
+            f"{row['stage']:17} {row['at_a_time']:4} at a time: peak {row['peak_mb']:6} MB, "
             f"of which the result {row['result_mb']:6} MB"
         )
     if not args.dry_run:
