@@ -24,7 +24,7 @@ def _weights() -> dict[str, torch.Tensor]:
         "w_key_audio": (QUERY_DIM, AUDIO_DIM),
         "w_value_audio": (QUERY_DIM, AUDIO_DIM),
     }
-    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    return {name: 0.3 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
 
 
 WEIGHTS = _weights()

@@ -49,7 +49,7 @@ def cross_attention(
     ):
         if tokens is None:
             continue
-        key, value = (w_key, w_value) if key is None else (key, value)
+        key, value = w_key if key is None else key, w_value if value is None else value
         tokens = known(tokens, lengths).to(query.dtype)
         scores.append(q @ heads(tokens, key, b_key).transpose(2, 3))  # [M, H, Q, N]
         values.append(heads(tokens, value, b_value))

@@ -24,7 +24,7 @@ WORTH = {
 @functools.cache
 def has_matrix_units() -> bool:
     """Whether this CPU multiplies bf16 matrices faster than fp32 ones (AVX-512 BF16 or AMX)."""
-    capability = getattr(torch.cpu, "get_capabilities", dict)()
+    capability: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capability.get("avx512_bf16") or capability.get("amx_bf16"))
 
 
@@ -44,6 +44,9 @@ def absorbs(query: torch.Tensor, visual: torch.Tensor, audio: Any, *rest: Any) -
     """Whether to absorb, for arguments in the op's order."""
     num_heads, index = rest[4], rest[5]
     rows, queries, width = query.shape
+    if torch.compiler.is_compiling():
+        # The limit for many tokens, which asks nothing of lengths: no recompilation over them.
+        return bool(queries * num_heads < WORTH.get(kind(query), 0.0) * width)
     frames = visual.shape[0] if index is None else min(rows, visual.shape[0])
     absorbed = projected = 0
     for tokens in (visual, audio):
