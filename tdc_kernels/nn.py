@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
 from tdc_kernels.ops.anchor_queries import anchor_queries
 from tdc_kernels.ops.cross_attention import cross_attention
 from tdc_kernels.ops.segment_scenes import segment_scenes
+from tdc_kernels.reduce import reduce_frames
 
 
 class SceneSegmenter(nn.Module):
@@ -34,6 +37,35 @@ class SceneSegmenter(nn.Module):
 
     def extra_repr(self) -> str:
         return f"num_scenes={self.num_scenes}, threshold={self.threshold}"
+
+
+class FrameReducer(nn.Module):
+    """Leaves out frames that look like their neighbours; arguments as in ``reduce_frames``."""
+
+    def __init__(
+        self,
+        threshold: float = 0.83,
+        window: int = 16,
+        rule: str = "window",
+        max_frames: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.threshold = threshold
+        self.window = window
+        self.rule = rule
+        self.max_frames = max_frames
+
+    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """``features [F, T, C]`` -> the frames kept ``[K, T, C]``, their numbers int64 ``[K]``."""
+        options = {"window": self.window, "rule": self.rule, "max_frames": self.max_frames}
+        kept = reduce_frames(features, self.threshold, **options)  # type: ignore[arg-type]
+        return features[kept], kept
+
+    def extra_repr(self) -> str:
+        return (
+            f"threshold={self.threshold}, window={self.window}, rule={self.rule!r},"
+            f" max_frames={self.max_frames}"
+        )
 
 
 class AnchorQueries(nn.Linear):
@@ -94,22 +126,23 @@ class CrossAttention(nn.Module):
         visual: torch.Tensor,
         audio: torch.Tensor | None = None,
         *,
-        index: torch.Tensor | None = None,
-        visual_lengths: torch.Tensor | None = None,
-        audio_lengths: torch.Tensor | None = None,
+        w_key: torch.Tensor | None = None,
+        w_value: torch.Tensor | None = None,
+        **rows: Any,
     ) -> torch.Tensor:
-        """``x [M, Q, query_dim]`` -> the same shape; the rest as in ``cross_attention``."""
+        """``x [M, Q, query_dim]`` -> the same shape; the rest as in ``cross_attention``.
+
+        ``w_key``, ``w_value``: in place of the module's own, for tokens of another width.
+        """
         attended = cross_attention(
             self.query(x),
             visual,
             audio,
-            w_key=self.key.weight,
+            w_key=self.key.weight if w_key is None else w_key,
             b_key=self.key.bias,
-            w_value=self.value.weight,
+            w_value=self.value.weight if w_value is None else w_value,
             b_value=self.value.bias,
             num_heads=self.num_heads,
-            index=index,
-            visual_lengths=visual_lengths,
-            audio_lengths=audio_lengths,
+            **rows,
         )
         return self.out(attended)
