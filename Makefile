@@ -6,7 +6,7 @@
 #   make bench                time the ops into bench/results, draw docs/benchmarks (minutes)
 #   make bench-gpu [OUT=dir]  the same on a CUDA device; needs torch, triton and pytest only
 #   make bench-compare BASE=<revision>   the ops there and here, in turns
-#   make bench-compressor | bench-memory | bench-plots   see docs/benchmarks.md
+#   make bench-compressor | bench-memory | bench-accelerate | bench-plots   see docs/benchmarks.md
 #   make clean                remove what was built, .venv included
 # TORCH_INDEX_URL=<index of CPU wheels> avoids the CUDA build of PyTorch, which is several gigabytes.
 
@@ -29,7 +29,7 @@ NATIVE_STATUS = $(PY) -c 'from tdc_kernels import native; [print(library.what + 
 PROJECT := pyproject.toml constraints.txt $(NATIVE)
 
 .PHONY: help demo test lint format clean
-.PHONY: bench bench-gpu bench-compare bench-compressor bench-memory bench-plots
+.PHONY: bench bench-gpu bench-compare bench-compressor bench-memory bench-accelerate bench-plots
 .NOTPARALLEL:
 
 help:
@@ -59,7 +59,7 @@ bench-gpu:
 bench-compare: $(VENV)/.installed-dev
 	@$(PY) -m bench.compare "$(BASE)" $(ARGS)
 
-bench-compressor bench-memory: bench-%: $(VENV)/.installed-dev
+bench-compressor bench-memory bench-accelerate: bench-%: $(VENV)/.installed-dev
 	@$(PY) -m bench.$* $(ARGS)
 
 bench-plots: $(VENV)/.installed-dev

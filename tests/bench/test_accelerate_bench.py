@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import pytest
+import torch
+
+import tdc_kernels
+from bench import accelerate
+from tdc_kernels.patch import ALREADY
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backward", [False, True])
+def test_measures_an_accelerated_copy(backward: bool) -> None:
+    row = accelerate.measure(1, torch.float32, backward, rounds=1)
+    assert row["speedup"] > 0 and row["largest_difference"] < 1e-4
+    plain, ours, _ = accelerate.make(1, torch.float32)
+    assert {s.reason for s in tdc_kernels.accelerate(ours).skipped} == {ALREADY}
+    assert len(tdc_kernels.accelerate(plain, dry_run=True).replaced) == 6
