@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``tdc_kernels.accelerate`` on transformers' InstructBLIP-Video Q-Former, full size, random weights.
+"""``tdc_kernels.accelerate`` on InstructBLIP-Video's Q-Former, full size, random weights.
 
 ``python -m bench.accelerate`` times the untouched module and the accelerated one in turns, forward,
 and forward and backward, after comparing their outputs, and writes the results file.
@@ -23,7 +23,7 @@ from bench import harness
 TOLERANCE = {
     torch.float32: 1e-4,
     torch.bfloat16: 0.1,
-}  # of outputs after twelve layer norms, about 1
+}  # of outputs of about 1
 
 
 def make(frames: int, dtype: torch.dtype) -> tuple[nn.Module, nn.Module, dict[str, Tensor]]:
@@ -33,7 +33,8 @@ def make(frames: int, dtype: torch.dtype) -> tuple[nn.Module, nn.Module, dict[st
     config = InstructBlipVideoQFormerConfig(
         vocab_size=1000, attention_probs_dropout_prob=0.0, hidden_dropout_prob=0.0
     )
-    plain = InstructBlipVideoQFormerModel(config).to(dtype)
+    plain: nn.Module = InstructBlipVideoQFormerModel(config)
+    plain.to(dtype)
     ours = copy.deepcopy(plain)
     tdc_kernels.accelerate(ours)
     inputs = {
@@ -49,9 +50,8 @@ def run(model: nn.Module, inputs: dict[str, Tensor], backward: bool) -> Tensor:
     with torch.set_grad_enabled(backward):
         out = model(**inputs).last_hidden_state
         if backward:
-            torch.autograd.grad(
-                out.float().square().sum(), list(model.parameters()), allow_unused=True
-            )
+            loss = out.float().square().sum()
+            torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
     return out.detach()
 
 
