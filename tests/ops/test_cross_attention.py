@@ -537,3 +537,18 @@ def test_both_strategies_are_really_taken(monkeypatch):
     for way in ("absorb", "project"):
         cross_attention(**case(), num_heads=HEADS, strategy=way, backend="reference")
     assert asked == [True, False]
+
+
+@targets("cross_attention")
+@strategies
+def test_large_scores_either_way(target, strategy):
+    """The softmax of both ways takes the maximum off: in fp64, exp of 710 is inf."""
+    args = case()
+    args["query"] *= 2000
+    got = cross_attention(
+        **cast(args, device=target.device),
+        num_heads=HEADS,
+        strategy=strategy,
+        backend=target.backend,
+    )
+    torch.testing.assert_close(got.cpu(), exact(args))

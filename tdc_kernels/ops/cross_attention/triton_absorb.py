@@ -6,6 +6,7 @@ and without them a program would have to hold all of them, and there would be fe
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import triton
@@ -19,7 +20,7 @@ from tdc_kernels.ops.cross_attention.triton_attend import (
     seen_tokens,
     shifted_exp,
 )
-from tdc_kernels.ops.cross_attention.triton_call import COLUMNS, QUERIES, TOKENS, WARPS, Call
+from tdc_kernels.ops.cross_attention.triton_call import QUERIES, WARPS, Call
 from tdc_kernels.ops.frame_similarity import accumulation_dtype
 from tdc_kernels.ops.frame_similarity.triton import triton_dtype
 
@@ -27,6 +28,7 @@ from tdc_kernels.ops.frame_similarity.triton import triton_dtype
 # the rows that go together: 34 MB in bf16, 24 of the paper's rows.
 SOFTMAX_ROWS, SOFTMAX_TOKENS = 4, 256
 ABSORBED_AT_ONCE = 1 << 24
+SLAB = 512  # columns whose products are added up by themselves
 
 
 @triton.jit
@@ -58,6 +60,7 @@ def absorbed_scores(
     BLOCK_Q: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    SLAB: tl.constexpr,
     ACC: tl.constexpr,
 ):
     parts = tl.cdiv(group, BLOCK_Q)
@@ -71,14 +74,18 @@ def absorbed_scores(
     from_query = absorbed_place(absorbed, j, m, rows, queries, width)
     from_token = x + frame * frame_stride + token.to(tl.int64)[:, None] * token_stride
     score = tl.zeros([BLOCK_Q, BLOCK_N], dtype=ACC)
-    # Nothing of a block beyond the length is read.
-    for start in range(0, tl.where(tl.program_id(1) * BLOCK_N < length, width, 0), BLOCK_D):
-        column = start + tl.arange(0, BLOCK_D)
-        ok = (column < width)[None, :]
-        q = tl.load(from_query + column[None, :], mask=j_ok[:, None] & ok, other=0.0)
-        k = tl.load(from_token + column[None, :], mask=inside[:, None] & ok, other=0.0)
-        k = tl.trans(k.to(q.dtype))
-        score = dot(q, k, score, ACC)
+    # Nothing of a block beyond the length is read. Slabs of columns are added up by themselves: one
+    # running sum over all of a token's width would be far less exact in fp32.
+    stop = tl.where(tl.program_id(1) * BLOCK_N < length, width, 0)
+    for slab in range(0, stop, SLAB):
+        part = tl.zeros([BLOCK_Q, BLOCK_N], dtype=ACC)
+        for start in range(slab, tl.minimum(slab + SLAB, stop), BLOCK_D):
+            column = start + tl.arange(0, BLOCK_D)
+            ok = (column < width)[None, :]
+            q = tl.load(from_query + column[None, :], mask=j_ok[:, None] & ok, other=0.0)
+            k = tl.load(from_token + column[None, :], mask=inside[:, None] & ok, other=0.0)
+            part = dot(q, tl.trans(k.to(q.dtype)), part, ACC)
+        score += part
     seen = seen_tokens(mask_of(mask, frame, in_all, first_token), token, length)
     score = tl.where(seen[None, :], score * SCALE, float("-inf"))
     at = out + (m.to(tl.int64) * group + j)[:, None] * score_stride
@@ -179,6 +186,16 @@ def without_tokens(call: Call) -> torch.Tensor | None:
     return None if hidden is None else hidden.all(1)
 
 
+def absorbed_blocks(dtype: torch.dtype, group: int) -> dict[str, Any]:
+    return {
+        "BLOCK_Q": min(QUERIES, max(16, triton.next_power_of_2(group))),
+        "BLOCK_N": 32,
+        "BLOCK_D": 32 if dtype == torch.float64 else 64,
+        "ACC": triton_dtype(dtype),
+        "num_warps": WARPS,
+    }
+
+
 def rows_dense(x: torch.Tensor) -> torch.Tensor:
     return x if x.stride(2) == 1 else x.contiguous()
 
@@ -210,20 +227,14 @@ def absorbed_rows(call: Call, query: torch.Tensor, frames: torch.Tensor) -> torc
     q = query.unflatten(2, (call.heads, call.dim)).permute(2, 0, 1, 3).flatten(1, 2)  # [H, m*Q, d]
     stride = triton.cdiv(call.in_all, 16) * 16
     score = query.new_empty((rows, group, stride), dtype=accumulation_dtype(query.dtype))
-    constants = {
-        "BLOCK_Q": min(QUERIES, max(16, triton.next_power_of_2(group))),
-        "BLOCK_N": TOKENS,
-        "BLOCK_D": COLUMNS,
-        "ACC": triton_dtype(query.dtype),
-        "num_warps": WARPS,
-    }
+    constants = absorbed_blocks(query.dtype, group)
     parts = rows * triton.cdiv(group, constants["BLOCK_Q"])
     for source in call.sources:
         if source.count == 0:
             continue
         x = rows_dense(source.tokens)
         keys = source.w_key.unflatten(0, (call.heads, call.dim))  # [H, d, D]
-        absorbed_scores[parts, triton.cdiv(source.count, TOKENS)](
+        absorbed_scores[parts, triton.cdiv(source.count, constants["BLOCK_N"])](
             torch.bmm(q, keys),
             x,
             frames,
@@ -241,6 +252,7 @@ def absorbed_rows(call: Call, query: torch.Tensor, frames: torch.Tensor) -> torc
             source.first,
             x.shape[2],
             SCALE=1 / math.sqrt(call.dim),
+            SLAB=SLAB,
             **constants,
         )
     probability = torch.empty_like(score, dtype=query.dtype)
@@ -255,13 +267,12 @@ def absorbed_rows(call: Call, query: torch.Tensor, frames: torch.Tensor) -> torc
         ACC=constants["ACC"],
         num_warps=WARPS,
     )
-    bias = query.new_zeros((query.shape[2],)) if call.bias is None else call.bias
-    total = bias.unflatten(0, (call.heads, 1, -1))  # [H, 1, d]
+    total: torch.Tensor | None = None
     for source in call.sources:
         x = rows_dense(source.tokens)
         depth = x.shape[2]
         mixed = query.new_empty((call.heads, rows * queries, depth))
-        absorbed_mix[parts, triton.cdiv(depth, COLUMNS)](
+        absorbed_mix[parts, triton.cdiv(depth, constants["BLOCK_D"])](
             probability,
             x,
             frames,
@@ -279,5 +290,7 @@ def absorbed_rows(call: Call, query: torch.Tensor, frames: torch.Tensor) -> torc
             **constants,
         )
         values = source.w_value.unflatten(0, (call.heads, call.dim))  # [H, d, D]
-        total = torch.baddbmm(total.expand(*q.shape), mixed, values.transpose(1, 2))
-    return total
+        values = values.transpose(1, 2)
+        total = torch.bmm(mixed, values) if total is None else torch.baddbmm(total, mixed, values)
+    assert total is not None
+    return total if call.bias is None else total + call.bias.unflatten(0, (call.heads, 1, -1))

@@ -14,8 +14,9 @@ import triton
 from tdc_kernels.ops.cross_attention.reference import known
 from tdc_kernels.ops.frame_similarity.triton import triton_dtype
 
-# Nothing here is tuned on a GPU. Queries and tokens of a block, columns of a head, warps.
-QUERIES, TOKENS, COLUMNS, WARPS = 64, 64, 64, 4
+# Nothing here is tuned on a GPU. Queries of a block, columns of a head, warps. More tokens of a
+# block than token_block() says do not fit the registers in the gradients.
+QUERIES, COLUMNS, WARPS = 64, 64, 4
 # Tokens that are converted, gathered or cleared for one matrix product: 59 MB of 3584 bf16 values.
 TOKENS_AT_ONCE = 8192
 
@@ -76,7 +77,7 @@ class Call:
         return {
             "DIM": self.dim,
             "SCALE": 1 / math.sqrt(self.dim),
-            **blocks(self.query.shape[1], self.dim),
+            **blocks(self.query.dtype, self.query.shape[1], self.dim),
             "ACC": triton_dtype(self.query.dtype),
             "num_warps": WARPS,
         }
@@ -126,10 +127,15 @@ def call_of(
     return Call(query.contiguous(), tuple(sources), dense(b_value), num_heads, dense(index), mask)
 
 
-def blocks(queries: int, dim: int) -> dict[str, int]:
+def token_block(dtype: torch.dtype) -> int:
+    """Tokens of a block; by 32, 156 and 50 are padded to 160 and 64."""
+    return 32 if dtype.itemsize == 2 else 16
+
+
+def blocks(dtype: torch.dtype, queries: int, dim: int) -> dict[str, int]:
     """At least 16 of everything, as the tensor cores want it."""
     return {
         "BLOCK_Q": min(QUERIES, max(16, triton.next_power_of_2(queries))),
-        "BLOCK_N": TOKENS,
+        "BLOCK_N": token_block(dtype),
         "BLOCK_D": min(COLUMNS, max(16, triton.next_power_of_2(dim))),
     }
