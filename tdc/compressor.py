@@ -21,7 +21,7 @@ from tdc_kernels.ops.cross_attention.strategy import has_matrix_units
 
 from .features import VideoFeatures
 from .graphs import BucketedGraphs
-from .look import FrameTokens
+from .look import TENSORS, FrameTokens
 from .prepared import Prepared
 from .qformer import QFormer
 from .savings import Savings
@@ -161,12 +161,17 @@ class Compressor(nn.Module):
         queries = self.queries(features, plan)  # [A, K, Dq]
         run = partial(self._run, tokens, queries, question_ids, question_mask)
         dynamic = plan.dynamic.to(device)
-        if remember is not None and self.savings.cuda_graphs and device.type == GRAPHS_ON:
+        if remember is not None and self._graphs_pay(device):
             return self._graphed(tokens, queries, question_ids, question_mask, dynamic, group)
         if self.savings.one_call:
             return self.output_proj(run(dynamic, group))
         hidden = [run(dynamic[group == a], group[group == a]) for a in group.unique()]
         return self.output_proj(torch.cat(hidden))
+
+    def _graphs_pay(self, device: torch.device) -> bool:
+        # Kept keys and values belong to one video: there would be a graph for each.
+        savings = self.savings
+        return savings.cuda_graphs and not savings.joint_keys_values and device.type == GRAPHS_ON
 
     def _graphed(
         self,
@@ -179,13 +184,15 @@ class Compressor(nn.Module):
     ) -> Tensor:
         """The same, and the output projection, through a CUDA graph of the sizes' bucket."""
 
+        weights = tokens.over(dict.fromkeys(TENSORS))  # the graph must not keep this video alive
+
         def function(x: dict[str, Tensor | None]) -> Tensor:
             hidden = self.qformer(
                 x["queries"],
                 question_ids=x["question_ids"],
                 question_mask=x["question_mask"],
                 group=x["group"],
-                look=tokens.over(x).look(x["index"]),  # type: ignore[arg-type]
+                look=weights.over(x).look(x["index"]),  # type: ignore[arg-type]
                 savings=self.savings,
             )
             return self.output_proj(hidden)

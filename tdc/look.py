@@ -49,7 +49,7 @@ class FrameTokens:
         savings: Savings,
         prepared: Prepared | None,
     ) -> None:
-        self.features = features
+        self.features: VideoFeatures | None = features
         self.blocks = blocks
         self.prepared = prepared
         self.savings = savings
@@ -77,8 +77,9 @@ class FrameTokens:
         return {name: getattr(self, name) for name in TENSORS}
 
     def over(self, tensors: Mapping[str, Tensor | None]) -> FrameTokens:
-        """The same weights over other tensors of the same kinds."""
+        """The same weights over other tensors of the same kinds, of no particular video."""
         other = copy.copy(self)
+        other.features = None
         for name in TENSORS:
             setattr(other, name, tensors[name])
         return other
@@ -141,7 +142,7 @@ class FrameTokens:
 
     def _with_ones(self) -> Tensor:
         """``[F, Na, Ca]`` with a column of ones behind, padded with zeros."""
-        assert self.features.audio is not None
+        assert self.features is not None and self.features.audio is not None
         audio = F.pad(self.features.audio, (0, 1), value=1.0)
         return F.pad(audio, (0, -audio.shape[2] % ALIGN))
 
@@ -156,7 +157,7 @@ class FrameTokens:
 
     def _kept_keys_values(self, index: Tensor) -> tuple[list[Pair], Tensor | None]:
         """Per block keys and values ``[M, N, Dq]``, and which of the N tokens count (None: all)."""
-        assert self.prepared is not None
+        assert self.prepared is not None and self.features is not None
         sources = [self.features.visual, *(w for pair in self._own() for w in pair)]
 
         def compute() -> tuple[list[Pair], Tensor | None]:

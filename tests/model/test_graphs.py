@@ -4,6 +4,8 @@ the recorded inputs, and nothing else."""
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -67,6 +69,11 @@ def test_compressor(monkeypatch, make, padded):
         got = run(module, features, savings, window, **asked)
         wanted = run(module, features, Savings.none(), window, **asked)
         torch.testing.assert_close(got, wanted, rtol=0, atol=1e-11)
+    video = weakref.ref(features.visual)
+    del features
+    gc.collect()
+    assert video() is None  # nor do the graphs keep it
+    features = make()
     before = record.captured
     assert before < 3 or make is unprojected  # which has another map for every video
     module.output_proj.weight.mul_(2)
