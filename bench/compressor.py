@@ -3,10 +3,10 @@
 
 ``python -m bench.compressor`` runs at the paper's width on the same weights and inputs, checks that
 boundaries are identical and context tokens equal, times everybody in turns and writes the results
-file. Three parts: ``whole`` (against the authors' loop and against the batched plain code under
+file. Parts: ``whole`` (against the authors' loop and against the batched plain code under
 torch.compile), ``savings`` (each of ours switched the other way) and ``questions`` (the next
-question about the same video). All start from the features of towers and connector: a ratio from
-here is one of this stage, not of a whole answer.
+question about the same video), which start from the features of towers and connector: a ratio from
+here is one of this stage, not of a whole answer. A fourth, ``connector``, is the layer before.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from transformers import BertConfig
 from bench import harness
 from bench.peers import batched_compressor, release_compressor
 from tdc.compressor import Compressor
+from tdc.connector import SVAConnector
 from tdc.features import VideoFeatures
+from tdc.geometry import kept_box
 from tdc.savings import Savings
 from tdc.segment import Segmentation, segment
 from tdc_kernels import plan_context
@@ -46,6 +48,8 @@ class Shape:
     context_tokens: int = 16  # K
     dinov2_tokens: int = 576
     dinov2_width: int = 1536
+    siglip_width: int = 1152
+    connector_width: int = 1024
     audio_width: int = 768
     qformer_width: int = 768
     qformer_layers: int = 12
@@ -282,10 +286,36 @@ def questions(case: Case, rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
+def connector(case: Case, rounds: int) -> list[dict[str, Any]]:
+    """What comes before, on at most 32 frames: the connector with its last layer for every frame,
+    and for static frames only, one in ``WINDOW``."""
+    shape, dtype = case.shape, case.visual.dtype
+    torch.manual_seed(0)
+    widths = shape.siglip_width, shape.dinov2_width, shape.connector_width, shape.width
+    module = SVAConnector(*widths).to(dtype).eval()
+    frames = min(shape.frames, 32)
+    towers = [torch.randn(frames, 576, width).to(dtype) for width in widths[:2]]
+    box = kept_box(384, 384, module.output_grid)
+
+    def every() -> Tensor:
+        return module.frame_tokens(module.grid_tokens(*towers), box)
+
+    def static() -> Tensor:
+        grid = module.grid_tokens(*towers, project=False)
+        hidden = module.unprojected_frame_tokens(grid, box)
+        return torch.nn.functional.linear(hidden[::WINDOW], module.token_map())
+
+    error = (static() - every()[::WINDOW]).abs().max().item()
+    times = harness.interleave({"ours": static, "every frame": every}, rounds)
+    part = f"connector of {frames} frames, last layer for static ones only"
+    return [row(part, case, times, max_abs_error=error)]
+
+
 PARTS: dict[str, Callable[[Case, int], list[dict[str, Any]]]] = {
     "whole": whole,
     "savings": savings,
     "questions": questions,
+    "connector": connector,
 }
 # What changes within one call.
 SWITCHED = tuple(
