@@ -291,17 +291,17 @@ def connector(case: Case, rounds: int) -> list[dict[str, Any]]:
     and for static frames only, one in ``WINDOW``."""
     shape, dtype = case.shape, case.visual.dtype
     torch.manual_seed(0)
-    widths = shape.siglip_width, shape.dinov2_width, shape.connector_width, shape.width
-    module = SVAConnector(*widths).to(dtype).eval()
+    widths = shape.siglip_width, shape.dinov2_width
+    module = SVAConnector(*widths, shape.connector_width, shape.width).to(dtype).eval()
     frames = min(shape.frames, 32)
-    towers = [torch.randn(frames, 576, width).to(dtype) for width in widths[:2]]
+    siglip, dinov2 = (torch.randn(frames, 576, width).to(dtype) for width in widths)
     box = kept_box(384, 384, module.output_grid)
 
     def every() -> Tensor:
-        return module.frame_tokens(module.grid_tokens(*towers), box)
+        return module.frame_tokens(module.grid_tokens(siglip, dinov2), box)
 
     def static() -> Tensor:
-        grid = module.grid_tokens(*towers, project=False)
+        grid = module.grid_tokens(siglip, dinov2, project=False)
         hidden = module.unprojected_frame_tokens(grid, box)
         return torch.nn.functional.linear(hidden[::WINDOW], module.token_map())
 

@@ -56,9 +56,12 @@ class Task {
         absorbed_(kTogether * c.panels * kBlock * kColumns),
         block_(c.tokens * kBlock) {}
 
-  void rows(int64_t begin, int64_t end) {
+  // Rows [begin, end), panels [first, last).
+  void take(int64_t begin, int64_t end, int64_t first, int64_t last) {
     begin_ = begin;
     count_ = end - begin;
+    first_ = first;
+    last_ = last;
   }
   int64_t count() const { return count_; }
 
@@ -67,14 +70,14 @@ class Task {
   void score(const Map<A>& map, const Blocks<A>& w, const A* in, A* scores) {
     for (int64_t at = 0; at < depth(map); at += kBlock) {
       const int64_t width = std::min(kBlock, depth(map) - at);
-      for (int64_t p = 0; p < c_.panels; ++p) {  // a head's weights serve all rows
+      for (int64_t p = first_; p < last_; ++p) {  // a head's weights serve all rows
         for (int64_t r = 0; r < count_; ++r) {
           multiply_(w.at(at) + c_.head(p) * c_.dim * width, 1, width,
                     in + r * c_.values() + panel(p, c_.dim), width, c_.dim, absorbed(r, p), false);
         }
       }
       for_tokens(map, at, width, [&](int64_t r, int64_t length, int64_t place, bool) {
-        for (int64_t p = 0; p < c_.panels; ++p) {
+        for (int64_t p = first_; p < last_; ++p) {
           multiply_(block_.data(), width, 1, absorbed(r, p), length, width,
                     scores + r * c_.scores() + panel(p, c_.tokens) + place, at > 0);
         }
@@ -87,13 +90,13 @@ class Task {
     for (int64_t at = 0; at < depth(map); at += kBlock, add = true) {
       const int64_t width = std::min(kBlock, depth(map) - at);
       for_tokens(map, at, width, [&](int64_t r, int64_t length, int64_t place, bool more) {
-        for (int64_t p = 0; p < c_.panels; ++p) {
+        for (int64_t p = first_; p < last_; ++p) {
           multiply_(block_.data(), 1, width,
                     scores + r * c_.scores() + panel(p, c_.tokens) + place, width, length,
                     absorbed(r, p), more);
         }
       });
-      for (int64_t p = 0; p < c_.panels; ++p) {
+      for (int64_t p = first_; p < last_; ++p) {
         for (int64_t r = 0; r < count_; ++r) {
           multiply_(w.at(at) + c_.head(p) * c_.dim * width, width, 1, absorbed(r, p), c_.dim, width,
                     out + r * c_.values() + panel(p, c_.dim), add);
@@ -129,37 +132,47 @@ class Task {
 
   const Call<A>& c_;
   Buffer<A> absorbed_, block_;
-  int64_t begin_ = 0, count_ = 0;
+  int64_t begin_ = 0, count_ = 0, first_ = 0, last_ = 0;
   void (*const multiply_)(const A*, int64_t, int64_t, const A*, int64_t, int64_t, A*, bool) =
       TDC_VARIANT(multiply<A>);
 };
 
+// Into how many parts the heads of a task's rows go: one, unless some threads would have nothing to do
+// while others work on a task that is a good part of the whole. A part reads all of the tokens.
+inline int64_t parts_of(int64_t tasks, int64_t heads) {
+  const int64_t threads = torch::stable::get_num_threads();
+  return tasks % threads == 0 || tasks >= 8 * threads ? 1 : std::min(threads, heads);
+}
+
 template <typename A>
-void absorb(const Call<A>& c, const std::vector<Map<A>>& maps, const A* query, const A* bias, A* out) {
+void absorb(const Call<A>& c, const std::vector<Map<A>>& maps, const A* query, const A* bias,
+            A* out) {
   const A scale = A(1) / std::sqrt(static_cast<A>(c.dim));
-  const int64_t size = c.queries * c.width, tasks = (c.rows + kTogether - 1) / kTogether;
-  torch::stable::parallel_for(0, tasks, 1, [&](int64_t first, int64_t last) {
+  const int64_t size = c.queries * c.width, of_head = c.panels / c.heads;
+  const int64_t tasks = (c.rows + kTogether - 1) / kTogether, parts = parts_of(tasks, c.heads);
+  torch::stable::parallel_for(0, tasks * parts, 1, [&](int64_t i, int64_t end) {
     Task<A> task(c);
     const Buffer<A> queries(kTogether * c.values()), mixed(kTogether * c.values());
     const Buffer<A> scores(kTogether * c.scores());
-    for (; first < last; ++first) {
-      const int64_t begin = first * kTogether;
-      task.rows(begin, std::min(c.rows, begin + kTogether));
+    for (; i < end; ++i) {
+      const int64_t begin = i / parts * kTogether, part = i % parts;
+      const Heads heads{part * c.heads / parts, (part + 1) * c.heads / parts};
+      task.take(begin, std::min(c.rows, begin + kTogether), heads.first * of_head,
+                heads.last * of_head);
       for (int64_t r = 0; r < task.count(); ++r) {
-        to_panels(c, query + (begin + r) * size, scale, queries.data() + r * c.values());
+        to_panels(c, heads, query + (begin + r) * size, scale, queries.data() + r * c.values());
       }
       for (const auto& map : maps) task.score(map, map.key, queries.data(), scores.data());
       bool sees[kTogether];
       for (int64_t r = 0; r < task.count(); ++r) {
-        sees[r] = attend(c, c.frame_of(begin + r), scores.data() + r * c.scores());
+        sees[r] = attend(c, heads, c.frame_of(begin + r), scores.data() + r * c.scores());
       }
       for (const auto& map : maps) {
         task.mix(map, map.value, scores.data(), mixed.data(), map.first > 0);
       }
       for (int64_t r = 0; r < task.count(); ++r) {
-        A* to = out + (begin + r) * size;
-        if (sees[r]) from_panels(c, mixed.data() + r * c.values(), A(1), bias, to);
-        else std::fill(to, to + size, A(0));
+        from_panels(c, heads, sees[r] ? mixed.data() + r * c.values() : nullptr, bias,
+                    out + (begin + r) * size);
       }
     }
   });

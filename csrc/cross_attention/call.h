@@ -159,11 +159,16 @@ Call<A> prepare(const Arguments& a) {
   return c;
 }
 
-// A row's queries [Q, H*d], scaled, as panels [panels][d][kColumns].
+struct Heads {
+  int64_t first, last;
+};
+
+// Some heads of a row's queries [Q, H*d], scaled, as panels [panels][d][kColumns].
 template <typename A>
-void to_panels(const Call<A>& c, const A* row, A scale, A* out) {
+void to_panels(const Call<A>& c, Heads heads, const A* row, A scale, A* out) {
   const int64_t of_head = c.panels / c.heads;
-  for (int64_t p = 0; p < c.panels; ++p) {
+  out += heads.first * of_head * c.dim * kColumns;
+  for (int64_t p = heads.first * of_head; p < heads.last * of_head; ++p) {
     const int64_t first = p % of_head * kColumns;
     for (int64_t j = 0; j < c.dim; ++j, out += kColumns) {
       for (int64_t i = 0; i < kColumns; ++i) {
@@ -174,31 +179,34 @@ void to_panels(const Call<A>& c, const A* row, A scale, A* out) {
   }
 }
 
-// The other way round; `bias` [H*d] or null is added.
+// The other way round; `bias` [H*d] or null is added. Without panels zeros, and no bias.
 template <typename A>
-void from_panels(const Call<A>& c, const A* panels, A scale, const A* bias, A* row) {
+void from_panels(const Call<A>& c, Heads heads, const A* panels, const A* bias, A* row) {
   const int64_t of_head = c.panels / c.heads;
-  for (int64_t h = 0; h < c.heads; ++h) {
+  for (int64_t h = heads.first; h < heads.last; ++h) {
     for (int64_t q = 0; q < c.queries; ++q) {
-      const A* at = panels + (h * of_head + q / kColumns) * c.dim * kColumns + q % kColumns;
       A* to = row + q * c.width + h * c.dim;
+      if (panels == nullptr) {
+        std::fill(to, to + c.dim, A(0));
+        continue;
+      }
+      const A* at = panels + (h * of_head + q / kColumns) * c.dim * kColumns + q % kColumns;
       for (int64_t j = 0; j < c.dim; ++j) {
-        to[j] = at[j * kColumns] * scale + (bias != nullptr ? bias[h * c.dim + j] : A(0));
+        to[j] = at[j * kColumns] + (bias != nullptr ? bias[h * c.dim + j] : A(0));
       }
     }
   }
 }
 
-// Softmax of a row's scores in place. False if it has no token to look at.
+// Softmax of some heads of a row's scores, in place. False if it has no token to look at.
 template <typename A>
-bool attend(const Call<A>& c, int64_t frame, A* scores) {
+bool attend(const Call<A>& c, Heads heads, int64_t frame, A* scores) {
   const auto softmax = TDC_VARIANT(softmax<A>);
   const auto hidden = c.hidden(frame);
-  const int64_t count = c.count(frame);
-  if (count == 0 || (!hidden.empty() && std::find(hidden.begin(), hidden.end(), 0) == hidden.end())) {
-    return false;
-  }
-  for (int64_t p = 0; p < c.panels; ++p) {
+  const int64_t count = c.count(frame), of_head = c.panels / c.heads;
+  const bool none = !hidden.empty() && std::find(hidden.begin(), hidden.end(), 0) == hidden.end();
+  if (count == 0 || none) return false;
+  for (int64_t p = heads.first * of_head; p < heads.last * of_head; ++p) {
     softmax(scores + p * c.tokens * kColumns, count, hidden.empty() ? nullptr : hidden.data());
   }
   return true;

@@ -66,6 +66,7 @@ void project(const Call<A>& c, const std::vector<std::pair<Tensor, Tensor>>& wei
   const A scale = A(1) / std::sqrt(static_cast<A>(c.dim));
   const auto multiply = TDC_VARIANT(multiply<A>);
   const int64_t size = c.queries * c.width;
+  const Heads all{0, c.heads};
   for (const Batch& batch : batches(c)) {
     std::vector<Projected<A>> found;
     for (size_t i = 0; i < c.sources.size(); ++i) {
@@ -88,7 +89,7 @@ void project(const Call<A>& c, const std::vector<std::pair<Tensor, Tensor>>& wei
       for (; r < end; ++r) {
         const int64_t row = batch.rows[static_cast<size_t>(r)];
         A* to = out + row * size;
-        to_panels(c, query + row * size, scale, queries.data());
+        to_panels(c, all, query + row * size, scale, queries.data());
         for_sources(r, [](const auto& f) -> const Tensor& { return f.keys; },
                     [&](int64_t tokens, const A* keys, int64_t place, bool) {
           for (int64_t p = 0; p < c.panels; ++p) {
@@ -96,8 +97,8 @@ void project(const Call<A>& c, const std::vector<std::pair<Tensor, Tensor>>& wei
                      tokens, c.dim, scores.data() + (p * c.tokens + place) * kColumns, false);
           }
         });
-        if (!attend(c, c.frame_of(row), scores.data())) {
-          std::fill(to, to + size, A(0));
+        if (!attend(c, all, c.frame_of(row), scores.data())) {
+          from_panels<A>(c, all, nullptr, bias, to);
           continue;
         }
         for_sources(r, [](const auto& f) -> const Tensor& { return f.values; },
@@ -108,7 +109,7 @@ void project(const Call<A>& c, const std::vector<std::pair<Tensor, Tensor>>& wei
                      mixed.data() + p * c.dim * kColumns, add);
           }
         });
-        from_panels(c, mixed.data(), A(1), bias, to);
+        from_panels(c, all, mixed.data(), bias, to);
       }
     });
   }

@@ -49,7 +49,7 @@ class Chunk:
     q: torch.Tensor  # [m, H, Q, d], scaled
     grad: torch.Tensor  # [m, H, Q, d], zero for rows without tokens
     tokens: list[torch.Tensor]  # [f, N, D] of each source
-    place: torch.Tensor  # [m]: which of the f frames a row attends
+    place: torch.Tensor | None  # [m]: which of the f frames a row attends; None: row i frame i
     hidden: torch.Tensor | None  # [m, 1, 1, Nv + Na]
     seen: torch.Tensor | None  # [m, 1, 1, 1]: has the row any token?
 
@@ -92,7 +92,7 @@ def backward(
     hidden = hidden_tokens(visual, audio, visual_lengths, audio_lengths, mask)
     grad_query = query.new_zeros(query.shape)
     grad_bias = query.new_zeros(query.shape[2], dtype=acc)
-    for rows, frames, place in chunks(index, query.shape[0], query.device):
+    for rows, frames, place in chunks(index, query.shape[0]):
         chunk = gather(grad, query, num_heads, sources, hidden, acc, rows, frames, place)
         step = absorb_chunk if absorb else project_chunk
         found, of_tokens = step(chunk, sources)
@@ -121,20 +121,29 @@ def backward(
     )
 
 
+Some = torch.Tensor | slice
+
+
 def chunks(
-    index: torch.Tensor | None, rows: int, device: torch.device
-) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    index: torch.Tensor | None, rows: int
+) -> Iterator[tuple[Some, Some, torch.Tensor | None]]:
     """Rows, their frames (each once, so that no two chunks write to one frame), and which of those
-    a row attends."""
+    a row attends (None: row i frame i)."""
     if index is None:
-        for every in torch.arange(rows, device=device).split(CHUNK):
-            yield every, every, every - every[:1]
+        for start in range(0, rows, CHUNK):
+            every = slice(start, start + CHUNK)  # views, no copies
+            yield every, every, None
         return
     frames, place = index.unique(return_inverse=True)
     for start in range(0, frames.shape[0], CHUNK):
         inside = (place >= start) & (place < start + CHUNK)
         mine = inside.nonzero().squeeze(1)
         yield mine, frames[start : start + CHUNK].long(), place[mine] - start
+
+
+def at_rows(x: torch.Tensor, place: torch.Tensor | None) -> torch.Tensor:
+    """``[f, ...] -> [m, ...]``."""
+    return x if place is None else x[place]
 
 
 def gather(grad, query, num_heads, sources, hidden, acc, rows, frames, place) -> Chunk:
@@ -148,7 +157,7 @@ def gather(grad, query, num_heads, sources, hidden, acc, rows, frames, place) ->
     ]
     seen = None
     if hidden is not None:
-        hidden = hidden[frames][place][:, None, None]
+        hidden = at_rows(hidden[frames], place)[:, None, None]
         seen = ~hidden.all(3, keepdim=True)
         out = torch.where(seen, out, 0)
     elif sum(x.shape[1] for x in tokens) == 0:
@@ -173,6 +182,8 @@ def scores_gradient(
 
 def add_up(x: torch.Tensor, chunk: Chunk) -> torch.Tensor:
     """``[m, ...] -> [f, ...]``: rows of one frame, in order."""
+    if chunk.place is None:
+        return x
     frames = chunk.tokens[0].shape[0]
     if x.shape[0] == frames:  # a row each, as place counts every frame at least once
         return x[chunk.place.argsort()]
@@ -189,7 +200,7 @@ def project_chunk(
         for weight, found in ((s.weights.key, keys), (s.weights.value, values)):
             mapped = x @ weight.flatten(0, 1).t()  # [f, N, H*d]
             mapped = mapped.unflatten(2, weight.shape[:2]).transpose(1, 2)
-            found.append(mapped[chunk.place])  # [m, H, N, d]
+            found.append(at_rows(mapped, chunk.place))  # [m, H, N, d]
     scores = [chunk.q @ k.transpose(2, 3) for k in keys]
     p, ds = scores_gradient(chunk, scores, [chunk.grad @ v.transpose(2, 3) for v in values])
     dq = torch.zeros_like(chunk.q)
@@ -226,7 +237,7 @@ def absorb_chunk(
     def by_head(x: torch.Tensor) -> torch.Tensor:
         return x.unflatten(1, (heads, queries)).transpose(0, 1).flatten(1, 2)
 
-    rows = [x[chunk.place] for x in chunk.tokens]  # [m, N, D]
+    rows = [at_rows(x, chunk.place) for x in chunk.tokens]  # [m, N, D]
     absorbed: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
     for s in sources:
         if id(s.weights) not in absorbed:
