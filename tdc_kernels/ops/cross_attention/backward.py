@@ -2,13 +2,13 @@
 """The gradient of ``cross_attention`` on the CPU, both ways, a few frames at a time.
 
 Nothing of the forward is kept: scores are computed again, and what a strategy needs beside them
-(keys and values, or absorbed queries) exists for one chunk of frames. Matrix products are PyTorch's;
-everything is computed in fp32 (fp64 for fp64).
+(keys and values, or absorbed queries) exists for one chunk of frames. Matrix products are
+PyTorch's; everything is computed in fp32 (fp64 for fp64).
 
 With P the probabilities and dO the output's gradient, per head: ``dP = dO V^T``,
-``dS = P (dP - sum P dP)``. *project*: ``dq = dS K``, ``dK = dS^T q``, ``dV = P^T dO``. *absorb*, with
-``q~ = q W_k`` and ``dY = dO W_v``: ``dP = dY X^T``, ``dq = (dS X) W_k^T``, ``dW_k = q^T (dS X)``,
-``dW_v = dO^T (P X)``, ``dX = P^T dY + dS^T q~``.
+``dS = P (dP - sum P dP)``. *project*: ``dq = dS K``, ``dK = dS^T q``, ``dV = P^T dO``. *absorb*,
+with ``q~ = q W_k`` and ``dY = dO W_v``: ``dP = dY X^T``, ``dq = (dS X) W_k^T``,
+``dW_k = q^T (dS X)``, ``dW_v = dO^T (P X)``, ``dX = P^T dY + dS^T q~``.
 """
 
 from __future__ import annotations
