@@ -19,7 +19,7 @@ from bench.cases import Benchmark, Case
 from tdc_kernels import registry
 
 MEMORY = 12e9  # bytes on the CPU; on a GPU four fifths of what is free
-SLOW_S = 2.0  # a provider whose matrix products alone would take longer per call is left out
+SLOW_S = 1.0  # a provider whose matrix products alone would take longer per call is left out
 COMPILE_MODES = {"compile": "default", "compile-max-autotune": "max-autotune"}
 # What rests on torch's matrix products, and is as slow as they are.
 ON_TORCH = {"release", "eager", "sdpa", "sdpa-math", "flex", *COMPILE_MODES, "torch", "reference"}
