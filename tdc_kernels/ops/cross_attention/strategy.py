@@ -11,9 +11,10 @@ import torch
 NAMES = ("project", "absorb")
 
 # Absorbing is chosen where it needs less than this part of the projection's operations, by kind of
-# device and of dtype. Measured on 2 cores (Zen 3, fp32, milliseconds of absorb and of project): ratio
-# 0.33 (8 rows of 16 queries, 206 tokens of 3584) 39 and 109; 0.57 (50 tokens) 11 and 15; 0.63 (32
-# queries, 257 tokens of 1408) 50 and 83; 1.0 (64 tokens) 8.0 and 7.7; 2.0 (64 queries) 10.5 and 6.2.
+# device and of dtype. Measured on 2 cores (Zen 3, fp32), milliseconds of absorb and of project:
+# ratio 0.33 (8 rows of 16 queries, 206 tokens of 3584): 39 and 109; 0.57 (50 tokens): 11 and 15;
+# 0.63 (32 queries, 257 tokens of 1408): 50 and 83; 1.0 (64 tokens): 8.0 and 7.7; 2.0 (64 queries):
+# 10.5 and 6.2.
 WORTH = {
     ("cpu", "fp32"): 0.8,
     ("cpu", "half"): 0.8,  # computed in fp32
