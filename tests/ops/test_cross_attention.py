@@ -528,6 +528,21 @@ def test_the_strategy_is_chosen_by_operations(monkeypatch):
     assert not absorbs(96, torch.bfloat16)
 
 
+def test_training_absorbs_where_computing_again_pays():
+    """Between the two thresholds a call that wants gradients is left to PyTorch."""
+    a = cast(case(3, 3, 8, 30, None, width=64, depth=48, indexed=False), torch.float32)
+    names = ("query", "visual", "audio", "w_key", "b_key", "w_value", "b_value")
+    args = (*(a[n] for n in names), HEADS, *[None] * 6)
+    assert strategy.absorbs(*args)
+    a["w_key"].requires_grad_()
+    assert not strategy.absorbs(*args)
+    if native.CPU.why_not() is None:
+        assert registry.choose("cross_attention", None, *args, False) == "torch"
+        assert registry.choose("cross_attention", None, *args, True) == "native"
+    with torch.no_grad():
+        assert strategy.absorbs(*args)
+
+
 def test_both_strategies_are_really_taken(monkeypatch):
     """The operator is told which way to go, whoever asked for it."""
     asked = []
