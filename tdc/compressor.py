@@ -278,7 +278,7 @@ class Compressor(nn.Module):
             "anchors",
             [features.visual, features.token_map],
             lambda: features.tokens(plan.anchors, self.separator.dtype),
-            tuple(plan.anchors.tolist()),
+            (tuple(plan.anchors.tolist()), self.separator.dtype),
         )
 
     def static_tokens(self, features: VideoFeatures, plan: ContextPlan) -> Tensor:

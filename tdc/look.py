@@ -50,6 +50,7 @@ class FrameTokens:
         prepared: Prepared | None,
     ) -> None:
         self.features: VideoFeatures | None = features
+        self.audio_proj = audio_proj
         self.blocks = blocks
         self.prepared = prepared
         self.savings = savings
@@ -158,7 +159,11 @@ class FrameTokens:
     def _kept_keys_values(self, index: Tensor) -> tuple[list[Pair], Tensor | None]:
         """Per block keys and values ``[M, N, Dq]``, and which of the N tokens count (None: all)."""
         assert self.prepared is not None and self.features is not None
-        sources = [self.features.visual, *(w for pair in self._own() for w in pair)]
+        features = self.features
+        tokens = [x for x in (features.visual, features.audio, features.token_map) if x is not None]
+        layers = [m for block in self.blocks for m in (block.key, block.value)]
+        layers += [] if self.audio_proj is None else [self.audio_proj]
+        sources = [*tokens, *(p for layer in layers for p in layer.parameters())]
 
         def compute() -> tuple[list[Pair], Tensor | None]:
             parts, seen = [], []
@@ -184,7 +189,7 @@ class FrameTokens:
 
         if not self.savings.cache:
             return compute()
-        key = tuple(index.tolist())
+        key = (tuple(index.tolist()), features.visual_lengths, features.audio_lengths)
         return self.prepared.get("keys and values", sources, compute, key)
 
 

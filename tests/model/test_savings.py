@@ -205,6 +205,28 @@ def test_changed_weights_are_prepared_again(change, joint):
     assert (after - before).abs().max() > 1e-3
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("joint", [False, True])
+def test_each_source_of_what_is_kept_counts(joint):
+    """One parameter at a time, then the sound alone, then what of it is heard."""
+    module, features, asked = compressor().eval(), unprojected(), question(False)
+    savings = replace(Savings(), joint_keys_values=joint)
+
+    def check(features):
+        got = run(module, features, savings, **asked)
+        wanted = run(copy.deepcopy(module), features, Savings.none(), **asked)
+        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-10)
+
+    for parameter in module.parameters():
+        run(module, features, savings, **asked)
+        parameter.add_(0.3)
+        check(features)
+    other = replace(features, audio=features.audio.flip(0))
+    check(other)
+    heard = tuple(min(n, 2) for n in other.audio_lengths)
+    check(replace(other, audio_lengths=heard))
+
+
 def half(module, features):
     module = module.to(torch.bfloat16)
     floats = ("visual", "audio", "token_map")
