@@ -25,7 +25,9 @@ from transformers import BertConfig
 from bench import harness
 from bench.peers import batched_compressor, release_compressor
 from tdc.compressor import Compressor
+from tdc.config import TDCConfig
 from tdc.connector import SVAConnector
+from tdc.encode import VideoEncoder
 from tdc.features import VideoFeatures
 from tdc.geometry import kept_box
 from tdc.savings import Savings
@@ -259,15 +261,21 @@ def savings(case: Case, rounds: int) -> list[dict[str, Any]]:
 
 
 def questions(case: Case, rounds: int) -> list[dict[str, Any]]:
-    """A first question (the cuts included), and another one about the same features."""
+    """A first question and another one about the same features: the compressor alone (the cuts
+    included), then from what the towers give, which a second question does not need again."""
     rows = []
-    for joint in (False, True):
-        case.model.savings = Savings(joint_keys_values=joint)
-        features = our_features(case)
+    encode = _from_towers(case)
+    for how, savings, make in (
+        ("default", Savings(), partial(our_features, case)),
+        ("keys and values kept", Savings(joint_keys_values=True), partial(our_features, case)),
+        ("from the towers' tokens", Savings(), encode),
+    ):
+        case.model.savings = savings
+        features = make()
 
-        def first() -> Tensor:
+        def first(make: Callable[[], VideoFeatures] = make) -> Tensor:
             case.model.prepared.clear()
-            return ours(case)
+            return our_context(case, make())
 
         def second(features: VideoFeatures = features) -> Tensor:
             return our_context(case, features)
@@ -280,10 +288,30 @@ def questions(case: Case, rounds: int) -> list[dict[str, Any]]:
             second()  # what is kept belongs to these features again
             seconds["ours"].append(harness.timed(second))
         times = {name: harness.Timing(*zip(*s, strict=True)) for name, s in seconds.items()}
-        how = "keys and values kept" if joint else "default"
         rows.append(row(f"second question, {how}", case, times))
     case.model.savings = Savings()
     return rows
+
+
+def _from_towers(case: Case) -> Callable[[], VideoFeatures]:
+    """Connector, cuts and audio tokens as the model runs them, from random tower tokens."""
+    shape, dtype = case.shape, case.visual.dtype
+    config = TDCConfig(
+        text_config={"model_type": "qwen2", "hidden_size": shape.width},
+        siglip_hidden_size=shape.siglip_width,
+        dinov2_hidden_size=shape.dinov2_width,
+        connector_hidden_size=shape.connector_width,
+        num_scenes=shape.boundaries + 1,
+    )
+    torch.manual_seed(0)
+    encoder = VideoEncoder(config).to(dtype).eval()
+    siglip = torch.randn(shape.frames, shape.dinov2_tokens, shape.siglip_width).to(dtype)
+    audio = None
+    if case.audio is not None:
+        audio = [(case.audio, [shape.audio_tokens] * shape.frames)]
+    times = [float(t) for t in range(shape.frames)]
+    media = ([shape.frames], [(384, 384)], [True], times, audio)
+    return lambda: encoder.encode_features(siglip, case.dinov2, *media, project=False)
 
 
 def connector(case: Case, rounds: int) -> list[dict[str, Any]]:

@@ -27,7 +27,8 @@ import torch
 from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from tdc_kernels.ops.cross_attention import cross_attention, reference
+from tdc_kernels import registry
+from tdc_kernels.ops.cross_attention import cross_attention, reference, strategy
 
 logger = logging.getLogger(__name__)
 
@@ -237,7 +238,21 @@ def call_reason(module: Any, given: dict[str, Any]) -> str | None:
         return "hidden_states and encoder_hidden_states are not [F, Q, C] and [F, N, D]"
     if tokens.shape[1] == 0:
         return "there are no tokens"
-    return None
+    return training_reason(module, x, tokens)
+
+
+def training_reason(module: Any, x: torch.Tensor, tokens: torch.Tensor) -> str | None:
+    """With a gradient to come, the op left to itself would do on a CPU what the original does, at
+    sizes where absorbing the weights does not pay."""
+    if x.device.type != "cpu" or registry.forced() or not torch.is_grad_enabled():
+        return None
+    weights = (module._modules[name].weight for name in ("key", "value"))
+    if not any(t.requires_grad for t in (x, tokens, *weights)):
+        return None
+    width = module.num_attention_heads * module.attention_head_size
+    if strategy.pays(x, width, tokens, None, module.num_attention_heads, None, training=True):
+        return None
+    return "a gradient is wanted, and at this size the original is as fast on a CPU"
 
 
 def seen_tokens(

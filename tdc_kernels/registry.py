@@ -280,6 +280,11 @@ def use_backend(name: str) -> Iterator[None]:
 # ---------------------------------------------------------------- what there is
 
 
+def forced() -> bool:
+    """Whether ``use_backend`` or ``TDC_BACKEND`` names a backend."""
+    return _forced not in (None, "auto")
+
+
 def backends() -> tuple[str, ...]:
     """Names of all backends, in the order of automatic choice."""
     return BACKENDS

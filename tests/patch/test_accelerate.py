@@ -49,7 +49,7 @@ def outputs_and_gradients(module: nn.Module, dtype: torch.dtype, mask: str, x, t
 
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_one_attention_and_all_its_gradients(family, mask):
+def test_one_attention_and_all_its_gradients(family, mask, backend):
     module = attentions(qformer(family))[0][1]
     data = torch.randn(FRAMES, QUERIES, WIDTH), torch.randn(FRAMES, TOKENS, DEPTH)
     data = (*data, torch.randn(FRAMES, QUERIES, WIDTH))
@@ -88,6 +88,7 @@ def test_a_whole_qformer(family, masked, implementation):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
 def test_every_accelerated_attention_calls_the_op(family, monkeypatch):
     calls = []
 
@@ -105,7 +106,7 @@ def test_every_accelerated_attention_calls_the_op(family, monkeypatch):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_three_steps_of_training(family):
+def test_three_steps_of_training(family, backend):
     run, start = runner(family, masked=True), qformer(family).train()
 
     def losses(model: nn.Module) -> list[float]:
@@ -129,7 +130,7 @@ def test_three_steps_of_training(family):
 
 @pytest.mark.filterwarnings("ignore:.*checkpointing_enable.*:FutureWarning")  # its new name
 @pytest.mark.parametrize("family", list(NAMES))
-def test_gradient_checkpointing(family):
+def test_gradient_checkpointing(family, backend):
     run, model = runner(family, masked=True), qformer(family).train()
 
     def gradients() -> dict[str, torch.Tensor]:

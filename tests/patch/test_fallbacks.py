@@ -26,6 +26,8 @@ from torch.nn.utils import parametrizations, prune
 
 import tdc_kernels as tk
 
+pytestmark = pytest.mark.usefixtures("torch_backend")
+
 
 class LoRA(nn.Module):
     """The usual wrapper: the base layer and a small product beside it."""
@@ -250,6 +252,25 @@ def test_a_hook_on_the_attention_gets_what_it_got():
     finally:
         everywhere.remove()
     assert len(acceleration.fallbacks) == 1 + CROSS
+
+
+def test_training_where_the_original_is_as_fast():
+    """Left to itself the op would take PyTorch's own way there, so nothing can be gained."""
+    module, x, tokens = lavis_attention()
+    wanted = module(x, encoder_hidden_states=tokens)
+    acceleration = tk.accelerate(module)
+    with tk.use_backend("auto"):
+        assert same(module(x, encoder_hidden_states=tokens), wanted)
+        assert "a gradient is wanted" in acceleration.fallbacks[0].reason
+        large = torch.randn(2, 400, DEPTH)  # for two queries: absorbing pays in training too
+        acceleration.undo()
+        acceleration = tk.accelerate(module)
+        module(x[:2, :2], encoder_hidden_states=large)
+        with torch.no_grad():
+            module(x, encoder_hidden_states=tokens)
+        module.requires_grad_(False)
+        module(x, encoder_hidden_states=tokens)
+    assert not acceleration.fallbacks
 
 
 QUERY_WISE = torch.zeros(FRAMES, 1, QUERIES, TOKENS)

@@ -18,6 +18,8 @@ from torch import nn
 import tdc_kernels as tk
 from tdc_kernels.nn import CrossAttention
 
+pytestmark = pytest.mark.usefixtures("torch_backend")
+
 
 def everything(model: nn.Module) -> dict[str, tuple]:
     """Class and attributes of every module, by identity."""

@@ -51,9 +51,23 @@ def kind(query: torch.Tensor) -> tuple[str, str]:
 def absorbs(query: torch.Tensor, visual: torch.Tensor, audio: Any, *rest: Any) -> bool:
     """Whether to absorb, for arguments in the op's order."""
     num_heads, index = rest[4], rest[5]
-    rows, queries, width = query.shape
+    training = in_training(query, visual, audio, *rest)
+    return pays(query, query.shape[2], visual, audio, num_heads, index, training)
+
+
+def pays(
+    query: torch.Tensor,
+    width: int,
+    visual: torch.Tensor,
+    audio: torch.Tensor | None,
+    num_heads: int,
+    index: torch.Tensor | None,
+    training: bool,
+) -> bool:
+    """Whether absorbing pays for queries ``[M, Q, ...]`` that are, or will be, ``width`` wide."""
+    rows, queries = query.shape[:2]
     worth = WORTH.get(kind(query), 0.0)
-    if in_training(query, visual, audio, *rest):
+    if training:
         worth = min(worth, WORTH_IN_TRAINING)
     if torch.compiler.is_compiling():
         # The limit for many tokens, which asks nothing of lengths: no recompilation over them.
