@@ -16,7 +16,6 @@ from tdc_kernels.ops.cross_attention.reference import hidden_tokens
 from tdc_kernels.ops.cross_attention.triton_attend import (
     dot,
     length_of,
-    mask_of,
     seen_tokens,
     shifted_exp,
 )
@@ -86,7 +85,7 @@ def absorbed_scores(
             k = tl.load(from_token + column[None, :], mask=inside[:, None] & ok, other=0.0)
             part = dot(q, tl.trans(k.to(q.dtype)), part, ACC)
         score += part
-    seen = seen_tokens(mask_of(mask, frame, in_all, first_token), token, length)
+    seen = seen_tokens(mask, frame * in_all + first_token, token, length)
     score = tl.where(seen[None, :], score * SCALE, float("-inf"))
     at = out + (m.to(tl.int64) * group + j)[:, None] * score_stride
     at += first_token + token[None, :]

@@ -45,11 +45,11 @@ def products(a, a_stride, i, i_ok, b, b_stride, j, j_ok, width, BLOCK, ACC):
 
 
 @triton.jit
-def seen_tokens(mask, token, length):
-    """Which tokens count; ``mask`` is the frame's, or None."""
+def seen_tokens(mask, in_mask, token, length):
+    """Which tokens count; ``mask`` from ``in_mask`` on is that of the frame's tokens, or None."""
     seen = token < length
-    if mask is not None:
-        seen = seen & (tl.load(mask + token, mask=seen, other=0) != 0)
+    if mask is not None:  # Triton 3.6 takes None for an argument, not as a result: no mask_of(...)
+        seen = seen & (tl.load(mask + in_mask + token, mask=seen, other=0) != 0)
     return seen
 
 
@@ -76,19 +76,12 @@ def frame_of(index, row):
 
 
 @triton.jit
-def mask_of(mask, frame, tokens_in_all, first):
-    """The mask of a frame, from its token ``first`` on."""
-    if mask is not None:
-        mask += frame * tokens_in_all + first
-    return mask
-
-
-@triton.jit
-def scores(q, i, i_ok, keys, token, length, mask, width, DIM, SCALE, BLOCK_D, ACC):
+def scores(q, i, i_ok, keys, token, length, mask, in_mask, width, DIM, SCALE, BLOCK_D, ACC):
     """Of some queries and tokens, -inf at tokens that do not count: ``[i, token]``."""
     inside = token < length
     score = products(q, width, i, i_ok, keys, 2 * width, token, inside, DIM, BLOCK_D, ACC)
-    return tl.where(seen_tokens(mask, token, length)[None, :], score * SCALE, float("-inf"))
+    seen = seen_tokens(mask, in_mask, token, length)
+    return tl.where(seen[None, :], score * SCALE, float("-inf"))
 
 
 @triton.jit(do_not_specialize=["queries", "visual_tokens", "audio_tokens"])
@@ -131,14 +124,16 @@ def attend(
         if source == 0:
             keys = visual + frame * visual_tokens * 2 * width + head * DIM
             length = length_of(visual_lengths, frame, visual_tokens)
-            seen = mask_of(mask, frame, in_all, 0)
+            in_mask = frame * in_all
         else:
             keys = audio + frame * audio_tokens * 2 * width + head * DIM
             length = length_of(audio_lengths, frame, audio_tokens)
-            seen = mask_of(mask, frame, in_all, visual_tokens)
+            in_mask = frame * in_all + visual_tokens
         for first in range(0, length, BLOCK_N):
             token = first + tl.arange(0, BLOCK_N)
-            score = scores(q, i, i_ok, keys, token, length, seen, width, DIM, SCALE, BLOCK_D, ACC)
+            score = scores(
+                q, i, i_ok, keys, token, length, mask, in_mask, width, DIM, SCALE, BLOCK_D, ACC
+            )
             highest = tl.maximum(top, tl.max(score, 1))
             p = shifted_exp(score, highest[:, None])
             shrink = shifted_exp(top, highest)
@@ -203,18 +198,20 @@ def query_gradient(
         if step % SOURCES == 0:
             keys = visual + frame * visual_tokens * 2 * width + head * DIM
             length = length_of(visual_lengths, frame, visual_tokens)
-            seen = mask_of(mask, frame, in_all, 0)
+            in_mask = frame * in_all
         else:
             keys = audio + frame * audio_tokens * 2 * width + head * DIM
             length = length_of(audio_lengths, frame, audio_tokens)
-            seen = mask_of(mask, frame, in_all, visual_tokens)
+            in_mask = frame * in_all + visual_tokens
         if step == SOURCES:
             total = tl.where(total == 0, 0.0, 1.0 / tl.where(total == 0, 1.0, total))
             along *= total
         for first in range(0, length, BLOCK_N):
             token = first + tl.arange(0, BLOCK_N)
             inside = token < length
-            score = scores(q, i, i_ok, keys, token, length, seen, width, DIM, SCALE, BLOCK_D, ACC)
+            score = scores(
+                q, i, i_ok, keys, token, length, mask, in_mask, width, DIM, SCALE, BLOCK_D, ACC
+            )
             dp = products(
                 g, width, i, i_ok, keys + width, 2 * width, token, inside, DIM, BLOCK_D, ACC
             )
@@ -273,7 +270,7 @@ def token_gradient(
     token = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     length = length_of(lengths, frame, tokens)
     inside = token < length
-    seen = seen_tokens(mask_of(mask, frame, in_all, first_token), token, length)
+    seen = seen_tokens(mask, frame * in_all + first_token, token, length)
     place = frame * tokens * 2 * width + head * DIM
     keys = projected + place
     to_key = tl.zeros([BLOCK_N, BLOCK_D], dtype=ACC)
