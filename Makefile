@@ -4,7 +4,7 @@
 #   make test [ARGS=...]      every test        (ARGS: passed to pytest)
 #   make lint | format        ruff and mypy | let ruff rewrite
 #   make bench                time the ops into bench/results, draw docs/benchmarks (minutes)
-#   make bench-gpu [OUT=dir]  the same on a CUDA device; needs torch, triton and pytest only
+#   make bench-gpu OUT=dir    all that a CUDA device has to say, in eight minutes; WHEELS=folder
 #   make bench-compare BASE=<revision>   the ops there and here, in turns
 #   make bench-compressor | bench-memory | bench-accelerate | bench-plots   see docs/benchmarks.md
 #   make clean                remove what was built, .venv included
@@ -17,7 +17,8 @@ VIDEO ?=
 ARGS ?=
 WORKERS ?= 2
 BASE ?=
-OUT ?= bench/results
+OUT ?=
+WHEELS ?=
 export VIDEO
 
 PY := $(VENV)/bin/python
@@ -54,7 +55,8 @@ bench: $(VENV)/.installed-dev
 
 # Without .venv where there is none: a borrowed machine comes with its own PyTorch.
 bench-gpu:
-	@$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m bench --device cuda --out "$(OUT)" $(ARGS)
+	@$(if $(strip $(OUT)),,$(error OUT: name a new folder for the results, make bench-gpu OUT=dir))
+	@$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m bench.gpu --out "$(OUT)" $(if $(WHEELS),--wheels "$(WHEELS)") $(ARGS)
 
 bench-compare: $(VENV)/.installed-dev
 	@$(PY) -m bench.compare "$(BASE)" $(ARGS)
@@ -88,6 +90,6 @@ $(VENV)/.installed-model: $(VENV)/.installed-torch $(PROJECT)
 
 $(VENV)/.installed-dev: $(VENV)/.installed-torch $(PROJECT)
 	@echo "installing tdc-kernels with everything for tests (once) ..."
-	@$(PIP) --no-build-isolation --editable '.[model,triton,bench,dev]'
+	@$(PIP) --no-build-isolation --editable '.[model,train,triton,bench,dev]'
 	@$(NATIVE_STATUS)
 	@touch $(VENV)/.installed-model $@

@@ -16,6 +16,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -81,6 +82,17 @@ class Case:
             self.visual.double(),
             audio,
             self.question_ids,
+        )
+
+    def to(self, device: str) -> Case:
+        """The same case on another device. Moves the model in place."""
+        return Case(
+            self.shape,
+            self.model.to(device),
+            self.dinov2.to(device),
+            self.visual.to(device),
+            None if self.audio is None else self.audio.to(device),
+            self.question_ids.to(device),
         )
 
 
@@ -359,8 +371,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--frames", type=int, default=Shape.frames)
     parser.add_argument("--audio-tokens", type=int, default=Shape.audio_tokens)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--out", type=Path, default=harness.RESULTS, help="folder of the results")
     parser.add_argument("--dry-run", action="store_true", help="do not write the results file")
     args = parser.parse_args(argv)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: there is no CUDA device")
     for part in args.parts:
         if part not in PARTS:
             parser.error(f"parts: expected some of {', '.join(PARTS)}, got {part!r}")
@@ -369,12 +385,13 @@ def main(argv: list[str] | None = None) -> None:
     load = harness.load_of_others()
     shape = Shape(frames=args.frames, audio_tokens=args.audio_tokens)
     with torch.inference_mode():
-        case = make_case(shape, dtype=getattr(torch, args.dtype))
+        case = make_case(shape, dtype=getattr(torch, args.dtype)).to(args.device)
         for part in args.parts:
             rows = [r | {"load_before": load} for r in PARTS[part](case, args.rounds)]
             if not args.dry_run:
                 name = f"compressor {part} {args.frames} {args.audio_tokens} {args.dtype}"
-                harness.record(name, rows)
+                on = " cuda" if args.device == "cuda" else ""
+                harness.record(name + on, rows, args.out)
             for found in rows:
                 print(describe(found))
 

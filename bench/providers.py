@@ -16,15 +16,17 @@ from torch import Tensor
 
 from bench import timers
 from bench.cases import Benchmark, Case
+from bench.peers import sdpa_backends
 from tdc_kernels import registry
 
 MEMORY = 12e9  # bytes on the CPU; on a GPU four fifths of what is free
 SLOW_S = 1.0  # a provider whose matrix products alone would take longer per call is left out
 COMPILE_MODES = {"compile": "default", "compile-max-autotune": "max-autotune"}
 # What rests on torch's matrix products, and is as slow as they are.
-ON_TORCH = {"release", "eager", "sdpa", "sdpa-math", "flex", *COMPILE_MODES, "torch", "reference"}
+ATTENTION = {"sdpa", "sdpa-math", *sdpa_backends.KERNELS, "flex"}
+ON_TORCH = {"release", "eager", *ATTENTION, *COMPILE_MODES, "torch", "reference"}
 # Who may turn out not to support a case; of the others an error is one.
-MAY_DECLINE = {*COMPILE_MODES, "flex"}
+MAY_DECLINE = {*COMPILE_MODES, *sdpa_backends.KERNELS, "flex"}
 
 # Largest error as a share of the largest value of the reference, itself in fp32. fp32: eager's dot
 # product of two frames (900,000 values) was seen off by 1.5e-5. Half precision: eight roundings of
@@ -100,6 +102,8 @@ def prepare(
 def _candidates(benchmark: Benchmark, case: Case, device: str) -> dict[str, Call]:
     peers = dict(benchmark.peers(case))
     fusible = peers.pop("compile", peers["eager"])
+    if device == "cuda" and "sdpa" in peers:  # on the CPU there is one kernel, and "sdpa" takes it
+        peers |= sdpa_backends.PEERS
     torch._dynamo.reset()  # one compilation per case, none recompiled for lengths seen before
     for name, mode in COMPILE_MODES.items():
         if device == "cuda" and mode == "max-autotune":
@@ -149,7 +153,8 @@ def _unaffordable(
 ) -> str | None:
     device = next(a for a in args if isinstance(a, Tensor)).device
     room = 0.8 * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else MEMORY
-    needed = timers.size(args) * (1 + benchmark.workspace.get(name, 0))
+    usual = benchmark.workspace.get("sdpa", 0) if name in sdpa_backends.KERNELS else 0
+    needed = timers.size(args) * (1 + benchmark.workspace.get(name, usual))
     if needed > room:
         return f"would need {needed / 1e9:.0f} GB of memory, allowed are {room / 1e9:.0f}"
     if matmul is not None and name in ON_TORCH:

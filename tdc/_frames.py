@@ -19,9 +19,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import av
 import numpy as np
 
+from tdc import _pyav as av
 from tdc._media import declared_end, stream_start
 from tdc.errors import InputError
 

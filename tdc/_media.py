@@ -12,9 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import av
-from av.stream import Disposition
-
+from tdc import _pyav as av
 from tdc.errors import InputError
 
 # FFmpeg's text-art decoders: it takes any .txt file for a film of a terminal.
@@ -70,7 +68,8 @@ def _why_not_opened(name: str, wanted: str, error: Exception) -> str:
 
 def video_stream(container: Any) -> Any:
     """The file's main video stream or None; a cover picture of a music file is no video."""
-    moving = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    cover = av.stream.Disposition.attached_pic
+    moving = [s for s in container.streams.video if not s.disposition & cover]
     best = container.streams.best("video")
     return best if best in moving else next(iter(moving), None)
 

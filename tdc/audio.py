@@ -8,9 +8,9 @@ import math
 import os
 from typing import Any, Literal
 
-import av
 import numpy as np
 
+from tdc import _pyav as av
 from tdc._frames import CUT_OFF, whole_packets
 from tdc._media import (
     audio_stream,

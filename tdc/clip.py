@@ -16,10 +16,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 from PIL import Image, ImageDraw
 
+from tdc import _pyav as av
 from tdc._media import whole_file
 from tdc._scenes import SCENES, Scene
 from tdc.errors import InputError

@@ -16,10 +16,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-import av
 import numpy as np
 from PIL import Image, ImageOps
 
+from tdc import _pyav as av
 from tdc._frames import FrameReader, PacketIndex, packet_index
 from tdc._media import audio_stream, check_range, open_media, video_stream
 from tdc.errors import InputError

@@ -33,7 +33,7 @@ def compiled(model: Compressor) -> Callable[..., Tensor]:
             for first in range(start, end, CHUNK)
         ]
         queries = _queries(model, visual, [first for first, _ in windows])
-        repeats = torch.tensor([stop - first - 1 for first, stop in windows])
+        repeats = torch.tensor([b - a - 1 for a, b in windows], device=visual.device)
         dynamic = [t for first, stop in windows for t in range(first + 1, stop)]
         ids = question_ids.expand(len(dynamic), -1)
         hidden = run(model.qformer, queries.repeat_interleave(repeats, 0), frames[dynamic], ids)
