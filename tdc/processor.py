@@ -170,7 +170,7 @@ class TDCProcessor(ProcessorMixin):
         pad = self.tokenizer.pad_token_id
         pad = self.tokenizer.eos_token_id if pad is None else pad
         input_ids, attention_mask = _pad(ids, pad or 0, left=True)
-        rows = [self._question_ids(question) for question in questions]
+        rows = [self.question_tokens(question) for question in questions]
         question_ids, question_mask = _pad(rows, self.qformer_tokenizer.pad_token_id or 0)
         return {
             "input_ids": input_ids,
@@ -179,7 +179,7 @@ class TDCProcessor(ProcessorMixin):
             "question_mask": question_mask,
         }
 
-    def _question_ids(self, question: str) -> list[int]:
+    def question_tokens(self, question: str) -> list[int]:
         """What the Q-Former reads of a question: at most ``max_question_tokens``."""
         limit = self.config.max_question_tokens
         ids = self.qformer_tokenizer(question).input_ids

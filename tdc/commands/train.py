@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``tdc train``: one stage of training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tdc.commands._options import Subparsers, command
+from tdc.commands._terminal import note, table
+
+
+def add(subparsers: Subparsers) -> None:
+    parser = command(
+        subparsers,
+        "train",
+        run,
+        "train one stage of a model",
+        "Stage 1 aligns pictures and text, 2 tunes on videos, 3 on videos with sound. A run that "
+        "was stopped goes on from its last checkpoint.",
+    )
+    parser.add_argument("stage", metavar="STAGE", type=int, choices=(1, 2, 3), help="1, 2 or 3")
+    parser.add_argument(
+        "--config", metavar="FILE", required=True, help="settings in YAML; see docs/training.md"
+    )
+    parser.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        dest="overrides",
+        help="a setting instead of the file's; may be given many times",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print what would train and check the data; stop"
+    )
+
+
+def run(arguments: Any) -> None:
+    from tdc.errors import InputError
+    from tdc.train import check_installed
+    from tdc.train.config import load_config
+
+    check_installed()
+    settings = load_config(arguments.config, arguments.overrides)
+    if settings.stage not in (None, arguments.stage):
+        raise InputError(
+            f"{arguments.config} is meant for stage {settings.stage}, not {arguments.stage}; "
+            "give the file of this stage"
+        )
+    from tdc.train.run import train
+
+    def report(title: str, rows: list[list[str]]) -> None:
+        print(title)
+        table(["part", "parameters", "state", "learning rate"], rows)
+
+    train(settings, arguments.stage, report=report, say=note, dry_run=arguments.dry_run)

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``tdc world``: a data set of small clips with sound, of which everything is known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tdc.commands._options import Subparsers, command, positive_int
+from tdc.commands._terminal import count, progress
+
+
+def add(subparsers: Subparsers) -> None:
+    parser = command(
+        subparsers,
+        "world",
+        run,
+        "make a data set of small clips with questions and answers",
+        "Scenes, objects, motion and sound are drawn from a seed, encoded as MP4 and listed with "
+        "questions and true cuts. An interrupted set goes on where it stopped.",
+        loads_model=False,
+    )
+    parser.add_argument("out", metavar="OUT_DIR")
+    parser.add_argument("--clips", metavar="N", type=positive_int, default=100, help=_DEFAULT)
+    parser.add_argument(
+        "--split",
+        metavar="S",
+        default="train",
+        help="train, validation or test: they share no clip and no combination of shape, color and "
+        f"background {_DEFAULT}",
+    )
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help=_DEFAULT)
+    parser.add_argument(
+        "--kind",
+        metavar="K",
+        default="standard",
+        help=f"standard, slow, fast-cut, motion, long or image {_DEFAULT}",
+    )
+    parser.add_argument(
+        "--size", metavar="N", type=positive_int, default=64, help=f"pixels a side {_DEFAULT}"
+    )
+    parser.add_argument(
+        "--fps", metavar="N", type=positive_int, default=8, help=f"of the files {_DEFAULT}"
+    )
+    parser.add_argument(
+        "--questions", metavar="N", type=positive_int, default=4, help=f"per clip {_DEFAULT}"
+    )
+
+
+_DEFAULT = "(default: %(default)s)"
+
+
+def run(arguments: Any) -> None:
+    import json
+    from collections import Counter
+
+    from tdc.world.dataset import write_dataset
+
+    with progress("making clips") as update:
+        path = write_dataset(
+            arguments.out,
+            clips=arguments.clips,
+            split=arguments.split,
+            seed=arguments.seed,
+            kind=arguments.kind,
+            size=arguments.size,
+            fps=arguments.fps,
+            questions=arguments.questions,
+            progress=update,
+        )
+    entries = json.loads(path.read_text(encoding="utf-8"))
+    needs = Counter(need for entry in entries for need in entry["needs"])
+    what = "image" if arguments.kind == "image" else "clip"
+    print(f"{path}: {count(arguments.clips, what)}, {count(len(entries), 'conversation')}")
+    if needs:
+        print("needing " + ", ".join(f"{name}: {n:,}" for name, n in sorted(needs.items())))

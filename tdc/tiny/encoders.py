@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Image towers and sound encoder, trained on labels before anything looks at their tokens.
+
+Every patch says which shape and color it shows, where that object's centre is, and what the ground
+is; every second says which sound it holds. A pooled label for a whole picture teaches a tower of
+this size nothing. The heads are thrown away.
+"""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import Trainer
+
+from tdc.beats import BEATs
+from tdc.fbank import SAMPLE_RATE
+from tdc.towers import VisionTower
+from tdc.world import make_clip, patch_labels, render_sound
+from tdc.world.render import render_frame
+from tdc.world.words import BACKGROUNDS, COLORS, SHAPES, SOUNDS, TEXTURES
+
+from .config import SIDE
+
+KINDS = ("standard", "standard", "motion", "image")  # of the clips that pictures come from
+CENTRES = 10.0  # weight of the centres' squared error, of coordinates in 0..1
+SECONDS = (
+    4  # of a stretch of sound; attention over the 10 of BEATs' window takes four times as long
+)
+SOUND_CLASSES = {name: number for number, name in enumerate((None, *SOUNDS))}
+# Decoded video differs a little from what was drawn.
+NOISE, BRIGHTNESS = 4.0, 8.0
+
+
+class Pictures(Dataset):
+    """Frames of training clips with the labels of a grid of patches."""
+
+    def __init__(self, size: int, grid: int, seed: int) -> None:
+        self.size, self.grid, self.seed = size, grid, seed
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        clip = make_clip(self.seed, index, kind=KINDS[index % len(KINDS)])
+        rng = np.random.default_rng((self.seed, index))
+        frame = int(rng.integers(clip.num_frames))
+        scene, time = clip.locate(frame)
+        pixels = render_frame(clip.scenes[scene], time, SIDE).astype(np.float32)
+        pixels += rng.normal(0, NOISE, pixels.shape) + rng.uniform(-BRIGHTNESS, BRIGHTNESS)
+        labels = patch_labels(clip, frame, self.grid)
+        return {
+            "pixels": torch.from_numpy(pixels.clip(0, 255).astype(np.uint8)).permute(2, 0, 1),
+            "centers": torch.from_numpy(labels.centers).flatten(0, 1),
+            **{
+                name: torch.from_numpy(getattr(labels, name)).flatten()
+                for name in ("shape", "color", "background", "texture")
+            },
+        }
+
+
+class LabelledTower(nn.Module):
+    """A tower with a linear head over each of its own patches."""
+
+    sizes = (len(SHAPES) + 1, len(COLORS) + 1, len(BACKGROUNDS), len(TEXTURES), 2)
+
+    def __init__(self, tower: VisionTower) -> None:
+        super().__init__()
+        self.tower = tower
+        self.norm = nn.LayerNorm(tower.hidden_size)
+        self.head = nn.Linear(tower.hidden_size, sum(self.sizes))
+
+    @property
+    def grid(self) -> int:
+        return SIDE // self.tower.patch_size
+
+    def forward(self, pixels: Tensor, centers: Tensor, **labels: Tensor) -> dict[str, Tensor]:
+        """``pixels`` uint8 ``[B, 3, S, S]``; labels int64 ``[B, grid^2]``; ``centers`` 0..1."""
+        grid, self.tower.token_grid = self.tower.token_grid, self.grid
+        tokens = self.tower(pixels, chunk_size=len(pixels))
+        self.tower.token_grid = grid
+        *logits, found = self.head(self.norm(tokens)).split(self.sizes, dim=-1)
+        there = labels["shape"] > 0
+        # One patch in six shows an object: without weights the tower learns to say "none" first.
+        weights = torch.where(there, 1 / there.sum().clamp(1), 0.3 / (~there).sum().clamp(1))
+        losses = [
+            (F.cross_entropy(x.transpose(1, 2), labels[name], reduction="none") * weights).sum()
+            for name, x in zip(("shape", "color", "background", "texture"), logits, strict=True)
+        ]
+        errors = (found - centers).square().sum(-1) * there
+        losses.append(CENTRES * errors.sum() / there.sum().clamp(1))
+        hits = (logits[0].argmax(-1) == labels["shape"]) & (logits[1].argmax(-1) == labels["color"])
+        object_hits = (hits & there).sum() / there.sum().clamp(1)
+        return {"loss": torch.stack(losses).sum(), "accuracy": object_hits.detach()[None]}
+
+
+class Sounds(Dataset):
+    """Some seconds of a training clip's sound, and which sound each of them holds."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.size, self.seed = size, seed
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        clip = make_clip(self.seed, index, scenes=(2, 4))
+        heard = [SOUND_CLASSES[sound] for sound in clip.sounds][:SECONDS]
+        labels = torch.full((SECONDS,), -100)
+        labels[: len(heard)] = torch.tensor(heard)
+        rng = Random(f"{self.seed}/{index}")
+        wave = torch.from_numpy(render_sound(clip)[: SECONDS * SAMPLE_RATE])
+        wave = F.pad(wave, (0, SECONDS * SAMPLE_RATE - len(wave)))
+        noise = torch.randn(len(wave), generator=torch.Generator().manual_seed(index))
+        return {"waveform": wave * rng.uniform(0.6, 1.0) + 1e-4 * noise, "labels": labels}
+
+
+class LabelledSound(nn.Module):
+    """BEATs with a linear head over the mean token of each second."""
+
+    def __init__(self, beats: BEATs) -> None:
+        super().__init__()
+        self.beats = beats
+        self.head = nn.Linear(beats.hidden_size, len(SOUND_CLASSES))
+
+    def forward(self, waveform: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """``waveform [B, n]``; ``labels`` int64 ``[B, SECONDS]``, -100 after the clip's end."""
+        tokens, _ = self.beats(waveform)
+        steps = tokens.unflatten(1, (-1, self.beats.config.tokens_per_step)).mean(2)
+        seconds = F.adaptive_avg_pool1d(steps.transpose(1, 2), SECONDS).transpose(1, 2)
+        logits = self.head(seconds)
+        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        right = (logits.argmax(-1) == labels)[labels >= 0].float().mean()
+        return {"loss": loss, "accuracy": right[None]}
+
+
+class AccuracyTrainer(Trainer):
+    """A Trainer that logs the accuracy of its batches beside the loss."""
+
+    accuracy = 0.0
+
+    def compute_loss(  # type: ignore[override]  # Tensor | dict there
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        outputs = model(**inputs)
+        seen = float(outputs["accuracy"].mean())
+        self.accuracy += 0.02 * (seen - self.accuracy)
+        return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        super().log({**logs, "accuracy": round(self.accuracy, 4)}, *args, **kwargs)

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each stage is asked: batches of one kind, mixed so that nothing comes or goes at once.
+
+Every example is a function of (seed, its number): a resumed run sees what it would have seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import lru_cache
+from random import Random
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from tdc.train.tower_features import TowerFeatures
+from tdc.world import CLIP_PROMPT, FRAME_PROMPT, Clip, ask, ask_frame, clip_caption, frame_caption
+from tdc.world.captions import scene_caption
+from tdc.world.questions import KINDS, Question
+
+from .features import TRAINING, ClipFeatures, some_frames
+
+PERIOD = len(TRAINING)
+# Which of the clips' places in TRAINING an example may come from.
+ONE = tuple(i for i, (kind, n) in enumerate(TRAINING) if n == (1, 1) or kind == "motion")
+TWO = tuple(i for i, (kind, n) in enumerate(TRAINING) if n == (2, 2) or kind == "slow")
+FULL = tuple(i for i, (kind, n) in enumerate(TRAINING) if n == (1, 4) or kind == "fast-cut")
+CHOICE = 0.25  # share of questions with options
+CAPTIONS = {"image": 0.4, "frame": 0.3, "one": 0.25, "two": 0.1, "full": 0.05}
+STILL = ("shape", "color", "count", "background", "texture", "place")
+Mixture = Callable[[float], Mapping[str, float]]  # progress 0..1 to weights of kinds of batches
+
+
+def images(progress: float) -> Mapping[str, float]:
+    return {"image": 1.0}
+
+
+def frames(progress: float) -> Mapping[str, float]:
+    return {"frame": 1.0}
+
+
+def videos(progress: float) -> Mapping[str, float]:
+    """From pictures over single scenes to whole clips; frames stay in it: what the compressor has
+    learned would be lost."""
+    late = min(1.0, progress / 0.4)
+    return {
+        "image": 0.25 * (1 - late) + 0.02,
+        "frame": 0.15,
+        "one": 0.45 * (1 - late) + 0.13,
+        "two": 0.15 + 0.10 * late,
+        "full": 0.05 + 0.45 * late,
+    }
+
+
+def sounding(progress: float) -> Mapping[str, float]:
+    return {"frame": 0.15, "one": 0.15, "two": 0.25, "full": 0.45}
+
+
+class Examples(Dataset):
+    """Examples of a stage in the order in which they are trained on.
+
+    Args:
+        features: of the training clips.
+        size: examples in all.
+        batch: examples in a row that are of one kind.
+        mixture: which kinds, as training goes on.
+        sound: whether questions may be about sound, and captions name it.
+        seed: another one gives other examples.
+    """
+
+    def __init__(
+        self,
+        features: ClipFeatures,
+        size: int,
+        batch: int,
+        mixture: Mixture,
+        sound: bool,
+        seed: int,
+    ) -> None:
+        self.features, self.size, self.batch = features, size, batch
+        self.mixture, self.sound, self.seed = mixture, sound, seed
+        self._clip = lru_cache(maxsize=4096)(features.clip)
+        self._kinds = [name for name, kind in KINDS.items() if sound or "audio" not in kind.needs]
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        weights = self.mixture(number // self.batch * self.batch / self.size)
+        of_batch = Random(f"{self.seed}/batch/{number // self.batch}")
+        kind = of_batch.choices(list(weights), list(weights.values()))[0]
+        rng = Random(f"{self.seed}/{number}")
+        make = getattr(self, f"_{kind}")
+        return make(rng, rng.random() < CAPTIONS[kind])
+
+    def _pick(self, places: tuple[int, ...], rng: Random) -> tuple[int, Clip]:
+        index = rng.randrange(self.features.count // PERIOD) * PERIOD + rng.choice(places)
+        return index, self._clip(index)
+
+    def _image(self, rng: Random, caption: bool) -> dict[str, Any]:
+        index, clip = self._pick(ONE + TWO + FULL, rng)
+        scene = rng.randrange(len(clip.scenes))
+        frame = clip.starts[scene]
+        features = some_frames(self.features[index], [frame])
+        image = TowerFeatures(features.siglip, features.dinov2, features.size, is_video=False)
+        if caption:
+            text = frame_caption(clip, frame).rpartition(" ; ")[0]
+            return {"image": image, "question": f"<image>{FRAME_PROMPT}", "answer": text}
+        alone = _only(clip, scene)
+        return {
+            "image": image,
+            **_asked("image", ask(alone, 1, kinds=STILL, salt=rng.getrandbits(32)), rng),
+        }
+
+    def _frame(self, rng: Random, caption: bool) -> dict[str, Any]:
+        """The first frame of a scene and a later one, asked about the later one."""
+        index, clip = self._pick(ONE + TWO + FULL, rng)
+        scene = rng.randrange(len(clip.scenes))
+        start = clip.starts[scene]
+        frame = start + rng.randrange(1, clip.scenes[scene].num_frames)
+        features = some_frames(self.features[index], [start, frame])
+        if caption:
+            text = frame_caption(clip, frame)
+            text = text if self.sound else text.rpartition(" ; ")[0]
+            return {"video": features, "question": f"<video>{FRAME_PROMPT}", "answer": text}
+        questions = ask_frame(clip, frame, 3, salt=rng.getrandbits(32))
+        questions = [q for q in questions if self.sound or "audio" not in q.needs]
+        return {"video": features, **_asked("video", questions, rng)}
+
+    def _one(self, rng: Random, caption: bool) -> dict[str, Any]:
+        index, clip = self._pick(ONE, rng)
+        if caption:
+            text = scene_caption(clip.scenes[0])
+            text = text if self.sound else text.rpartition(" , ")[0]
+            return self._captioned(index, text)
+        return self._question(index, clip, rng)
+
+    def _two(self, rng: Random, caption: bool) -> dict[str, Any]:
+        index, clip = self._pick(TWO, rng)
+        if caption and self.sound:
+            return self._captioned(index, clip_caption(clip))
+        return self._question(index, clip, rng)
+
+    def _full(self, rng: Random, caption: bool) -> dict[str, Any]:
+        index, clip = self._pick(FULL, rng)
+        if caption and self.sound and len(clip.scenes) < 4:
+            return self._captioned(index, clip_caption(clip))
+        return self._question(index, clip, rng)
+
+    def _captioned(self, index: int, text: str) -> dict[str, Any]:
+        return {
+            "video": self.features[index],
+            "question": f"<video>{CLIP_PROMPT}",
+            "answer": text,
+        }
+
+    def _question(self, index: int, clip: Clip, rng: Random) -> dict[str, Any]:
+        questions = ask(clip, 1, kinds=self._kinds, salt=rng.getrandbits(32))
+        return {"video": self.features[index], **_asked("video", questions, rng)}
+
+
+def _asked(medium: str, questions: list[Question], rng: Random) -> dict[str, str]:
+    question = questions[0]
+    if rng.random() < CHOICE:
+        return {"question": f"<{medium}>{question.choice}", "answer": question.letter}
+    return {"question": f"<{medium}>{question.text}", "answer": question.answer}
+
+
+def _only(clip: Clip, scene: int) -> Clip:
+    """A clip of one of the scenes, for questions about a picture."""
+    return replace(clip, scenes=(clip.scenes[scene],), index=clip.index * 100 + scene)

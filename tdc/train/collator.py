@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Examples to one batch: decoding, tokens, labels, padding. Runs in the data loader's workers."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tdc.assembly import IGNORE_INDEX
+from tdc.budget import frame_budget
+from tdc.config import TDCConfig
+from tdc.errors import InputError
+from tdc.media_inputs import Medium, load_image, load_video, pack_media
+from tdc.processor import TDCProcessor
+
+from .conversation import Conversation, encode_conversation
+from .feature_store import FeatureStore
+from .records import Record, parse
+from .tower_features import MediaBatch, Pixels, TowerFeatures
+
+logger = logging.getLogger(__name__)
+
+_TRIES = 8  # unreadable media in a row before it is an error
+# Frames that a long video may bring depend on the text beside it. Rounded down to a multiple, texts
+# of similar length share one entry of the feature store (a 224-frame entry: 0.7 GB).
+FRAME_STEP = 16
+
+
+class Collator:
+    """Callable for a ``DataLoader``.
+
+    Args:
+        processor: tokenizers, chat template and the model's configuration.
+        sound: False leaves the videos' sound out.
+        max_frames: frames per video at most; None: the model's ``max_frames``.
+        store: tower outputs on disk, if they are kept.
+        substitute: the record to take instead of one whose medium cannot be read; None: an error.
+
+    An example is a :class:`tdc.train.records.Record`, or anything that
+    :func:`tdc.train.records.parse` takes; its medium a file, an array, a PIL image or
+    :class:`tdc.train.tower_features.TowerFeatures`.
+    """
+
+    def __init__(
+        self,
+        processor: TDCProcessor,
+        sound: bool = True,
+        max_frames: int | None = None,
+        store: FeatureStore | None = None,
+        substitute: Callable[[Record], Record] | None = None,
+    ) -> None:
+        self.processor, self.sound, self.store = processor, sound, store
+        self.max_frames, self.substitute = max_frames, substitute
+
+    @property
+    def config(self) -> TDCConfig:
+        return self.processor.config
+
+    def __call__(self, examples: Sequence[Any]) -> dict[str, Any]:
+        """Padded ids, labels and questions, and the media.
+
+        Returns:
+            int64 ``input_ids``, ``attention_mask``, ``labels`` ``[B, T]``, padded on the right;
+            ``question_ids``, ``question_mask`` ``[B, T']``; ``media``, where there are any.
+
+        Raises:
+            InputError: a medium that cannot be read, or an example that is none.
+        """
+        records = [e if isinstance(e, Record) else parse(e) for e in examples]
+        loaded = [self._load(record) for record in records]
+        texts = [text for text, _ in loaded]
+        pad = self.processor.tokenizer.pad_token_id
+        pad = self.processor.tokenizer.eos_token_id if pad is None else pad
+        ids, mask = pad_rows([text.input_ids for text in texts], pad or 0)
+        labels, _ = pad_rows([text.labels for text in texts], IGNORE_INDEX)
+        questions = [self.processor.question_tokens(text.question) for text in texts]
+        question_ids, question_mask = pad_rows(
+            questions, self.processor.qformer_tokenizer.pad_token_id or 0
+        )
+        batch: dict[str, Any] = {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "labels": labels,
+            "question_ids": question_ids,
+            "question_mask": question_mask,
+        }
+        media = [medium for _, medium in loaded if medium is not None]
+        if media:
+            batch["media"] = MediaBatch(media)
+        return batch
+
+    def _load(self, record: Record) -> tuple[Conversation, TowerFeatures | Pixels | None]:
+        """Text and medium of a record, or of the first after it whose medium can be read."""
+        for _ in range(_TRIES):
+            text = encode_conversation(self.processor, record)
+            if record.kind is None:
+                return text, None
+            try:
+                return text, self._medium(record, text)
+            except InputError as error:
+                if self.substitute is None:
+                    raise InputError(f"{record.name}: {error}" if record.name else error) from None
+                logger.warning("%s: %s; the next record takes its place", record.name, error)
+                record = self.substitute(record)
+        raise InputError(f"{_TRIES} media in a row cannot be read, up to {record.name}")
+
+    def _medium(self, record: Record, text: Conversation) -> TowerFeatures | Pixels:
+        if isinstance(record.visual, TowerFeatures):
+            features = record.visual
+            return features if self.sound else replace(features, audio=None)
+        limit = self._frame_limit(text)
+        sound = record.sound if self.sound and self.config.audio_config else False
+        key = None
+        if self.store is not None and isinstance(record.visual, (str, os.PathLike)):
+            if sound is None or sound is False or isinstance(sound, (str, os.PathLike)):
+                key = self.store.key(record.visual, sound, limit)
+            found = None if key is None else self.store.load(key)
+            if found is not None:
+                return found
+        if record.kind == "image":
+            medium = load_image(record.visual)
+        else:
+            medium = load_video(
+                self.config, record.visual, sound, len(text.input_ids), max_frames=limit
+            )
+        return _pixels(self.config, medium, key)
+
+    def _frame_limit(self, text: Conversation) -> int:
+        limit = frame_budget(self.config, len(text.input_ids))
+        if limit < self.config.max_frames and limit > FRAME_STEP:
+            limit -= limit % FRAME_STEP
+        return limit if self.max_frames is None else min(limit, self.max_frames)
+
+
+def _pixels(config: TDCConfig, medium: Medium, key: str | None) -> Pixels:
+    packed = pack_media(config, [medium])
+    waveform = None if medium.waveform is None else torch.from_numpy(medium.waveform)
+    pixels = Pixels(packed["siglip_pixels"], packed["dinov2_pixels"], medium, key, waveform)
+    return pixels.forget_frames()
+
+
+def pad_rows(rows: Sequence[Sequence[int]], value: int) -> tuple[Tensor, Tensor]:
+    """int64 ``[B, T]`` padded on the right, and the mask of what is not padding."""
+    tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
+    padded = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=value)
+    lengths = torch.tensor([len(row) for row in rows])
+    return padded, (torch.arange(padded.shape[1]) < lengths[:, None]).long()

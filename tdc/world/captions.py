@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Clips and single frames in words of the closed vocabulary."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from tdc.world.clips import UNITS, Clip, Scene, Thing
+from tdc.world.motion import moved_since, place_of
+from tdc.world.words import DIRECTIONS, SIDES, SILENCE
+
+CLIP_PROMPT = "what happens in the video ?"
+FRAME_PROMPT = "what is seen now ?"
+# The least way (64ths) that counts as movement between two frames: one second of a slow scene.
+LEAST_MOVE = 4.0
+_FROM = dict(zip(("right", "left", "down", "up"), SIDES, strict=True))
+
+
+def clip_caption(clip: Clip) -> str:
+    """All scenes: "scene 1 : red circle moves left , blue star flashes with beep , on teal dots ,
+    silence ; scene 2 : ..."; the sound at the end of a scene is the one without a flash."""
+    scenes = (f"scene {i + 1} : {scene_caption(s)}" for i, s in enumerate(clip.scenes))
+    return " ; ".join(scenes)
+
+
+def scene_caption(scene: Scene) -> str:
+    """One scene of `clip_caption`."""
+    parts = [_object_phrase(thing, scene) for thing in scene.objects]
+    parts += [_flash_phrase(thing) for thing in scene.flashes]
+    during = {flash.first for flash in scene.flashes if flash.sound is not None}
+    rest = [sound for k, sound in enumerate(scene.sounds) if k not in during and sound is not None]
+    return " , ".join([*parts, f"on {ground(scene)}", rest[0] if rest else SILENCE])
+
+
+def ground(scene: Scene) -> str:
+    return f"{scene.background} {scene.texture}"
+
+
+def look(thing: Thing, time: float = 0) -> str:
+    return f"{thing.color_at(time)} {thing.shape}"
+
+
+def _object_phrase(thing: Thing, scene: Scene) -> str:
+    phrases = [look(thing)]
+    last = scene.num_frames - 1
+    if thing.first > 0:
+        phrases.append("appears")
+    elif thing.legs and not thing.visible(0):
+        phrases.append(f"enters from {_FROM[thing.legs[0]]}")
+    elif thing.legs:
+        phrases.append(f"moves {' then '.join(thing.legs)}")
+    if thing.recolor is not None:
+        phrases.append(f"turns {thing.recolor[1]}")
+    if thing.last < scene.num_frames:
+        phrases.append("disappears")
+    elif thing.legs and not thing.visible(last):
+        phrases.append("and leaves")
+    return " ".join(phrases)
+
+
+def _flash_phrase(thing: Thing) -> str:
+    return f"{look(thing)} flashes" + (f" with {thing.sound}" if thing.sound else "")
+
+
+def frame_caption(clip: Clip, frame: int) -> str:
+    """What one frame shows, seen from the first frame of its scene.
+
+    "red circle top left moved left ; blue star middle new ; green cross gone ; on teal dots ;
+    beep": objects in reading order with color and place now and what became of them since the
+    first frame (still, moved, turned another color, new), then those that are gone, the
+    background, and the sound of this second. The first frame itself names objects and places alone.
+    """
+    number, time = clip.locate(frame)
+    scene = clip.scenes[number]
+    parts = []
+    for thing in in_reading_order(scene, time):
+        words = [look(thing, time), place_of(thing.position(time)), *_since(thing, time)]
+        parts.append(" ".join(words))
+    parts += [f"{look(thing)} gone" for thing in gone(scene, time)]
+    return " ; ".join([*parts, f"on {ground(scene)}", clip.sounds[frame] or SILENCE])
+
+
+def in_reading_order(scene: Scene, time: float) -> list[Thing]:
+    """What is visible, row by row."""
+
+    def row_and_column(thing: Thing) -> tuple[int, float]:
+        x, y = thing.position(time)
+        return min(2, int(3 * y / UNITS)), x
+
+    return sorted(scene.visible(time), key=row_and_column)
+
+
+def gone(scene: Scene, time: float) -> list[Thing]:
+    """What the scene's first frame showed and this one does not."""
+    return [thing for thing in scene.visible(0) if not thing.visible(time)]
+
+
+def new(scene: Scene, time: float) -> list[Thing]:
+    """What this frame shows and the scene's first one did not."""
+    return [thing for thing in scene.visible(time) if not thing.visible(0)]
+
+
+def _since(thing: Thing, time: float) -> list[str]:
+    if time == 0:
+        return []
+    if not thing.visible(0):
+        return ["new"]
+    way = moved_since(thing, 0, time, LEAST_MOVE)
+    words = [f"moved {way}"] if way in DIRECTIONS else []
+    if thing.color_at(time) != thing.color:
+        words.append("turned")
+    return words or ["still"]
+
+
+def turned_corner(thing: Thing, time: float) -> bool:
+    """Whether it has gone more than one way by then."""
+    ways = [way for (t, _), way in zip(thing.path, thing.legs, strict=False) if t < time]
+    return any(a != b for a, b in pairwise(ways))

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How well found cuts meet the true ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class BoundaryScores:
+    """Counts of cuts over one or, added up, many clips; a cut is right on its exact frame only.
+
+    Where nothing was found precision is 1, where there was nothing to find recall is 1.
+    """
+
+    correct: int = 0
+    found: int = 0
+    true: int = 0
+
+    @property
+    def precision(self) -> float:
+        return self.correct / self.found if self.found else 1.0
+
+    @property
+    def recall(self) -> float:
+        return self.correct / self.true if self.true else 1.0
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of both: 2 correct / (found + true); 1 where there are no cuts at all."""
+        total = self.found + self.true
+        return 2 * self.correct / total if total else 1.0
+
+    def __add__(self, other: BoundaryScores) -> BoundaryScores:
+        return BoundaryScores(
+            self.correct + other.correct, self.found + other.found, self.true + other.true
+        )
+
+
+def boundary_scores(found: Iterable[int], truth: Iterable[int]) -> BoundaryScores:
+    """Compare the first frames of new scenes that were found with the true ones (`Clip.cuts`)."""
+    got, real = set(found), set(truth)
+    return BoundaryScores(len(got & real), len(got), len(real))

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A question, and how it is put into words: the scene's name, the options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+
+from tdc.world.clips import Clip
+from tdc.world.words import LETTERS
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about a clip.
+
+    Attributes:
+        kind: a key of `question_kinds.KINDS` or `frame_questions.FRAME_KINDS`.
+        needs: what an answer takes beyond the static frames: "audio", "dynamic" (frames after a
+            scene's first), "order", "change".
+        text: words of `words.vocabulary`, with single spaces.
+        answer: the short answer.
+        options: four different answers, the right one among them at any place.
+        scene: the scene it is about, from 0; None: the whole clip.
+        by: how it names the scene: "number", "content" or "none".
+    """
+
+    kind: str
+    needs: tuple[str, ...]
+    text: str
+    answer: str
+    options: tuple[str, ...]
+    scene: int | None = None
+    by: str = "none"
+
+    @property
+    def letter(self) -> str:
+        """The right option's letter."""
+        return LETTERS[self.options.index(self.answer)]
+
+    @property
+    def choice(self) -> str:
+        """The text followed by the options: "... ? A . red B . blue C . pink D . white"."""
+        listed = (f"{a} . {b}" for a, b in zip(LETTERS, self.options, strict=True))
+        return f"{self.text} {' '.join(listed)}"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A question before its wording: `text` may hold {scene}; other options come from `domain`."""
+
+    text: str
+    answer: str
+    domain: Sequence[str]
+    scene: int | None = None
+
+
+def worded(
+    clip: Clip, name: str, needs: tuple[str, ...], candidate: Candidate, rng: Random
+) -> Question:
+    """The question in words: how it names its scene and its other options are drawn."""
+    text, by = candidate.text, "none"
+    if candidate.scene is not None and "{scene}" in text:
+        references = scene_references(clip, candidate.scene)
+        by = rng.choice(tuple(references))
+        text = text.replace("{scene}", references[by])
+    others = [answer for answer in candidate.domain if answer != candidate.answer]
+    options = [candidate.answer, *rng.sample(others, len(LETTERS) - 1)]
+    rng.shuffle(options)
+    return Question(name, needs, text, candidate.answer, tuple(options), candidate.scene, by)
+
+
+def scene_references(clip: Clip, number: int) -> Mapping[str, str]:
+    """Names of a scene that fit no other: by number, and by what its background is."""
+    scene = clip.scenes[number]
+    alike = sum(other.background == scene.background for other in clip.scenes)
+    content = scene.background if alike == 1 else f"{scene.background} {scene.texture}"
+    return {"number": f"scene {number + 1}", "content": f"the {content} scene"}

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LoRA into the model: the same logits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from samples import settings
+
+from tdc.cli import main
+from tdc.loading import load_model
+from tdc.train.run import train
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, model_dir, media_dir):
+    """An adapter, and logits of the model it belongs to."""
+    output = tmp_path_factory.mktemp("adapter") / "out"
+    chosen = settings(
+        output,
+        model=str(model_dir),
+        data=[str(media_dir / "sounds.json")],
+        data_folder=str(media_dir),
+        save_steps=3,
+        learning_rate=1e-2,
+    )
+    trainer = train(chosen, 3)
+    batch = trainer.data_collator([trainer.train_dataset[0]])
+    with torch.no_grad():
+        features = _features(trainer.model.get_base_model(), batch)
+        logits = trainer.model.eval()(**without_media(batch), features=features).logits
+    return output, batch, logits
+
+
+def without_media(batch):
+    return {name: x for name, x in batch.items() if name not in ("media", "labels")}
+
+
+def _features(model, batch):
+    from tdc.train.tower_features import MediaEncoder
+
+    return MediaEncoder(model.video_encoder).encode(batch["media"])
+
+
+def logits_of(folder, batch):
+    model = load_model(folder, "cpu").model
+    with torch.no_grad():
+        return model(**without_media(batch), features=_features(model, batch)).logits
+
+
+def test_merged_gives_the_adapters_logits(trained, tmp_path, model_dir, capsys):
+    adapter, batch, expected = trained
+    assert main(["merge", str(adapter), str(tmp_path / "merged")]) == 0
+    assert "merged from" in capsys.readouterr().out
+    torch.testing.assert_close(logits_of(tmp_path / "merged", batch), expected)
+    assert (logits_of(model_dir, batch) - expected).abs().max() > 1e-2  # training moved it
+
+
+def test_a_checkpoint_can_be_merged(trained, tmp_path):
+    adapter, batch, expected = trained
+    assert main(["merge", str(adapter / "checkpoint-3"), str(tmp_path / "merged")]) == 0
+    assert (logits_of(tmp_path / "merged", batch) - expected).abs().max() > 1e-4  # three steps less
+
+
+def test_what_cannot_be_merged(trained, tmp_path, model_dir, capsys):
+    adapter, _, _ = trained
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "file").touch()
+    for words, message in (
+        ([tmp_path / "none", tmp_path / "out"], "no such folder"),
+        ([model_dir, tmp_path / "out"], "holds no LoRA adapter"),
+        ([adapter, full], "exists and is not empty"),
+        ([adapter, tmp_path / "out", "--model", tmp_path / "gone"], "no such folder"),
+    ):
+        assert main(["merge", *map(str, words)]) == 2
+        err = capsys.readouterr().err
+        assert message in err and len(err.splitlines()) == 1
+        assert not (tmp_path / "out").exists()
