@@ -13,11 +13,22 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 
-from tdc.commands import chat, convert, demo, doctor, encode, merge, segment, train, world
+from tdc.commands import (
+    chat,
+    convert,
+    demo,
+    doctor,
+    encode,
+    evaluate,
+    merge,
+    segment,
+    train,
+    world,
+)
 from tdc.commands._terminal import note, quiet_libraries, quiet_transformers
 from tdc.errors import InputError
 
-_COMMANDS = (demo, segment, encode, chat, convert, train, merge, world, doctor)
+_COMMANDS = (demo, segment, encode, chat, convert, train, merge, world, evaluate, doctor)
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 # Import names of the extra "model"; the command line needs it, the ops do not.
 _MODEL_EXTRA = {

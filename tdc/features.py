@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -127,6 +127,19 @@ class VideoFeatures:
         self._require_one_video("sample")
         groups = [sample_indices(self.cu_frames[-1], max_frames)]
         return self.take(groups, self._cut(groups, num_scenes, threshold))
+
+    def select(self, videos: Sequence[int]) -> VideoFeatures:
+        """Some of the videos, in any order, any number of times: for several questions about one.
+        Single images are left out."""
+        cuts = self.segmentation
+        groups = [range(self.cu_frames[v], self.cu_frames[v + 1]) for v in videos]
+        cu = (0, *accumulate(len(group) for group in groups))
+        similarity = cuts.similarity.new_full((max(0, cu[-1] - 1),), float("inf"))
+        for first, video in zip(cu, videos, strict=False):
+            own = cuts.video_similarity(video)
+            similarity[first : first + len(own)] = own
+        index = torch.tensor(list(videos), dtype=torch.long, device=cuts.boundaries.device)
+        return self.take(groups, Segmentation(similarity, cuts.boundaries[index], cu))
 
     def _cut(
         self, groups: Sequence[Sequence[int]], num_scenes: int, threshold: float | None
