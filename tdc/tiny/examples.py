@@ -6,7 +6,7 @@ Every example is a function of (seed, its number): a resumed run sees what it wo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from random import Random
@@ -26,8 +26,10 @@ PERIOD = len(TRAINING)
 ONE = tuple(i for i, (kind, n) in enumerate(TRAINING) if n == (1, 1) or kind == "motion")
 TWO = tuple(i for i, (kind, n) in enumerate(TRAINING) if n == (2, 2) or kind == "slow")
 FULL = tuple(i for i, (kind, n) in enumerate(TRAINING) if n == (1, 4) or kind == "fast-cut")
-CHOICE = 0.25  # share of questions with options
-CAPTIONS = {"image": 0.4, "frame": 0.3, "one": 0.25, "two": 0.1, "full": 0.05}
+CHOICE = 0.1  # share of questions with options
+# Questions about one medium in a row: its tokens, which are most of the work, serve all of them.
+TURNS = 4
+CAPTIONS = {"image": 0.3, "frame": 0.3, "one": 0.2, "two": 0.1, "full": 0.05}
 STILL = ("shape", "color", "count", "background", "texture", "place")
 Mixture = Callable[[float], Mapping[str, float]]  # progress 0..1 to weights of kinds of batches
 
@@ -87,6 +89,8 @@ class Examples(Dataset):
         return self.size
 
     def __getitem__(self, number: int) -> dict[str, Any]:
+        if not 0 <= number < self.size:
+            raise IndexError(f"example: got {number}, expected 0 to {self.size - 1}")
         weights = self.mixture(number // self.batch * self.batch / self.size)
         of_batch = Random(f"{self.seed}/batch/{number // self.batch}")
         kind = of_batch.choices(list(weights), list(weights.values()))[0]
@@ -106,12 +110,10 @@ class Examples(Dataset):
         image = TowerFeatures(features.siglip, features.dinov2, features.size, is_video=False)
         if caption:
             text = frame_caption(clip, frame).rpartition(" ; ")[0]
-            return {"image": image, "question": f"<image>{FRAME_PROMPT}", "answer": text}
+            return _talk("image", image, [(FRAME_PROMPT, text)])
         alone = _only(clip, scene)
-        return {
-            "image": image,
-            **_asked("image", ask(alone, 1, kinds=STILL, salt=rng.getrandbits(32)), rng),
-        }
+        questions = ask(alone, TURNS, kinds=STILL, salt=rng.getrandbits(32))
+        return _talk("image", image, _turns(questions, rng))
 
     def _frame(self, rng: Random, caption: bool) -> dict[str, Any]:
         """The first frame of a scene and a later one, asked about the later one."""
@@ -123,48 +125,47 @@ class Examples(Dataset):
         if caption:
             text = frame_caption(clip, frame)
             text = text if self.sound else text.rpartition(" ; ")[0]
-            return {"video": features, "question": f"<video>{FRAME_PROMPT}", "answer": text}
-        questions = ask_frame(clip, frame, 3, salt=rng.getrandbits(32))
+            return _talk("video", features, [(FRAME_PROMPT, text)])
+        questions = ask_frame(clip, frame, TURNS + 1, salt=rng.getrandbits(32))
         questions = [q for q in questions if self.sound or "audio" not in q.needs]
-        return {"video": features, **_asked("video", questions, rng)}
+        return _talk("video", features, _turns(questions, rng))
 
     def _one(self, rng: Random, caption: bool) -> dict[str, Any]:
         index, clip = self._pick(ONE, rng)
-        if caption:
-            text = scene_caption(clip.scenes[0])
-            text = text if self.sound else text.rpartition(" , ")[0]
-            return self._captioned(index, text)
-        return self._question(index, clip, rng)
+        text = scene_caption(clip.scenes[0])
+        text = text if self.sound else text.rpartition(" , ")[0]
+        return self._about(index, clip, text if caption else None, rng)
 
     def _two(self, rng: Random, caption: bool) -> dict[str, Any]:
         index, clip = self._pick(TWO, rng)
-        if caption and self.sound:
-            return self._captioned(index, clip_caption(clip))
-        return self._question(index, clip, rng)
+        return self._about(index, clip, clip_caption(clip) if caption and self.sound else None, rng)
 
     def _full(self, rng: Random, caption: bool) -> dict[str, Any]:
         index, clip = self._pick(FULL, rng)
-        if caption and self.sound and len(clip.scenes) < 4:
-            return self._captioned(index, clip_caption(clip))
-        return self._question(index, clip, rng)
+        caption = caption and self.sound and len(clip.scenes) < 4
+        return self._about(index, clip, clip_caption(clip) if caption else None, rng)
 
-    def _captioned(self, index: int, text: str) -> dict[str, Any]:
-        return {
-            "video": self.features[index],
-            "question": f"<video>{CLIP_PROMPT}",
-            "answer": text,
-        }
-
-    def _question(self, index: int, clip: Clip, rng: Random) -> dict[str, Any]:
-        questions = ask(clip, 1, kinds=self._kinds, salt=rng.getrandbits(32))
-        return {"video": self.features[index], **_asked("video", questions, rng)}
+    def _about(self, index: int, clip: Clip, caption: str | None, rng: Random) -> dict[str, Any]:
+        if caption is not None:
+            return _talk("video", self.features[index], [(CLIP_PROMPT, caption)])
+        questions = ask(clip, TURNS, kinds=self._kinds, salt=rng.getrandbits(32))
+        return _talk("video", self.features[index], _turns(questions, rng))
 
 
-def _asked(medium: str, questions: list[Question], rng: Random) -> dict[str, str]:
-    question = questions[0]
-    if rng.random() < CHOICE:
-        return {"question": f"<{medium}>{question.choice}", "answer": question.letter}
-    return {"question": f"<{medium}>{question.text}", "answer": question.answer}
+def _turns(questions: Sequence[Question], rng: Random) -> list[tuple[str, str]]:
+    """Questions and answers; one of them with options now and then."""
+    return [
+        (q.choice, q.letter) if rng.random() < CHOICE else (q.text, q.answer)
+        for q in questions[:TURNS]
+    ]
+
+
+def _talk(kind: str, medium: TowerFeatures, turns: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    said = []
+    for number, (question, answer) in enumerate(turns):
+        mark = "" if number else f"<{kind}>"
+        said += [{"from": "human", "value": mark + question}, {"from": "gpt", "value": answer}]
+    return {kind: medium, "conversations": said}
 
 
 def _only(clip: Clip, scene: int) -> Clip:
