@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 from tdc.commands import (
+    ablate,
     chat,
     convert,
     demo,
@@ -28,7 +29,19 @@ from tdc.commands import (
 from tdc.commands._terminal import note, quiet_libraries, quiet_transformers
 from tdc.errors import InputError
 
-_COMMANDS = (demo, segment, encode, chat, convert, train, merge, world, evaluate, doctor)
+_COMMANDS = (
+    demo,
+    segment,
+    encode,
+    chat,
+    convert,
+    train,
+    merge,
+    world,
+    evaluate,
+    ablate,
+    doctor,
+)
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 # Import names of the extra "model"; the command line needs it, the ops do not.
 _MODEL_EXTRA = {

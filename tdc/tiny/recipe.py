@@ -72,13 +72,7 @@ class CompressorAlone(TDCForConditionalGeneration):
 def run(recipe: Recipe, say: Say = print) -> Path:
     """All steps; returns the folder of the finished model."""
     encoders = train_encoders(recipe, say)
-    clips = ClipFeatures(
-        recipe.out / "features", partial(training_clip, recipe.seed + 1), recipe.clips
-    )
-    model, _ = _load(encoders)
-    clips.write(model.video_encoder, _processes(), say)
-    del model
-    _wait()
+    clips = encoded_clips(recipe, encoders, say)
     start = partial(_stage, recipe, clips, say)
     # Pictures first at all tower tokens, then at a quarter: paper, stage 1.
     folder = start("stage1", get_stage(1), encoders, recipe.images, examples.images)
@@ -88,23 +82,23 @@ def run(recipe: Recipe, say: Say = print) -> Path:
     folder = start("stage2", get_stage(2), folder, recipe.videos, examples.videos)
     folder = start("stage3", get_stage(3), folder, recipe.audio_visual, examples.sounding)
     merged = recipe.out / "merged"
-    if _first() and not merged.exists():
+    if is_first() and not merged.exists():
         merge_adapter(folder, merged)
-    _wait()
+    wait()
     return merged
 
 
-def _processes() -> tuple[int, int]:
+def processes() -> tuple[int, int]:
     """This process's number, and how many there are."""
     state = PartialState(cpu=True)
     return state.process_index, state.num_processes
 
 
-def _first() -> bool:
-    return _processes()[0] == 0
+def is_first() -> bool:
+    return processes()[0] == 0
 
 
-def _wait() -> None:
+def wait() -> None:
     PartialState(cpu=True).wait_for_everyone()
 
 
@@ -124,9 +118,9 @@ def train_encoders(recipe: Recipe, say: Say) -> Path:
         _fit(recipe, name, labelled, data, 48, say)
     _fit(recipe, "beats", LabelledSound(encoder.beats), _sounds(recipe), 16, say)
     model.config.similarity_threshold = similarity_threshold(encoder.dinov2, recipe.seed, say)
-    if _first():
+    if is_first():
         _save(model.eval(), new_processor(model.config), folder)
-    _wait()
+    wait()
     return folder
 
 
@@ -142,7 +136,7 @@ def _fit(recipe: Recipe, name: str, module: nn.Module, data: Dataset, batch: int
         arguments = TrainingArguments(
             output_dir=str(output),
             num_train_epochs=1,
-            per_device_train_batch_size=batch // _processes()[1],
+            per_device_train_batch_size=batch // processes()[1],
             ddp_find_unused_parameters=True,  # a mask token that only self-supervision reads
             learning_rate=recipe.encoder_rate,
             lr_scheduler_type="cosine",
@@ -162,10 +156,21 @@ def _fit(recipe: Recipe, name: str, module: nn.Module, data: Dataset, batch: int
         trainer.add_callback(SayLosses(lambda line: say(f"{name}: {line}")))
         trainer.train(resume_from_checkpoint=last_checkpoint(output))
         say(f"{name}: accuracy {trainer.accuracy:.3f}")
-        if _first():
+        if is_first():
             torch.save(module.state_dict(), done)
-        _wait()
+        wait()
     module.load_state_dict(torch.load(done))
+
+
+def encoded_clips(recipe: Recipe, encoders: Path, say: Say) -> ClipFeatures:
+    """What the frozen encoders say about the training clips."""
+    clips = ClipFeatures(
+        recipe.out / "features", partial(training_clip, recipe.seed + 1), recipe.clips
+    )
+    model, _ = load(encoders)
+    clips.write(model.video_encoder, processes(), say)
+    wait()
+    return clips
 
 
 # --- stages --------------------------------------------------------------------------------------
@@ -185,39 +190,60 @@ def _stage(
     output = recipe.out / name
     if (output / SETTINGS_FILE).exists():
         return output
-    settings = TrainConfig(
-        model=str(start),
-        output_dir=str(output),
-        sound=stage.sound,
-        workers=0,
-        learning_rate=recipe.rate,
-        lora_rank=32,
-        lora_alpha=64,
-        lora_dropout=0.0,
-        batch_size=recipe.batch // _processes()[1],
-        bf16=False,
-        gradient_checkpointing=False,
-        device="cpu",
-        seed=recipe.seed,
-        logging_steps=recipe.logging_steps,
-        save_steps=recipe.save_steps,
-        save_total_limit=1,
-    )
+    settings = stage_settings(recipe, start, output, stage.sound)
     model, processor, _ = starting_model(settings, stage)
     if mixture is examples.frames:
         model.__class__ = CompressorAlone
     seed = 1000 * recipe.seed + 100 + len(name)
     data = Examples(clips, size, recipe.batch, mixture, stage.sound, seed)
+    train_stage(settings, stage, model, processor, data, lambda line: say(f"{name}: {line}"))
+    return output
+
+
+def stage_settings(
+    recipe: Recipe, start: Path, output: Path, sound: bool | None, **changes: Any
+) -> TrainConfig:
+    """``changes``: other fields of :class:`tdc.train.config.TrainConfig`."""
+    fields: dict[str, Any] = {
+        "model": str(start),
+        "output_dir": str(output),
+        "sound": sound,
+        "workers": 0,
+        "learning_rate": recipe.rate,
+        "lora_rank": 32,
+        "lora_alpha": 64,
+        "lora_dropout": 0.0,
+        "batch_size": recipe.batch // processes()[1],
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "device": "cpu",
+        "seed": recipe.seed,
+        "logging_steps": recipe.logging_steps,
+        "save_steps": recipe.save_steps,
+        "save_total_limit": 1,
+    }
+    return TrainConfig(**{**fields, **changes})
+
+
+def train_stage(
+    settings: TrainConfig,
+    stage: Stage,
+    model: TDCForConditionalGeneration,
+    processor: TDCProcessor,
+    data: Examples,
+    say: Say,
+) -> None:
+    """From the last checkpoint, if there is one, to a saved model and its settings beside it."""
+    output = Path(settings.output_dir)
     trainer = build_trainer(settings, stage, model=model, processor=processor, dataset=data)
     trainer.args.train_sampling_strategy = "sequential"
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(SayLosses(lambda line: say(f"{name}: {line}")))
+    trainer.add_callback(SayLosses(say))
     trainer.train(resume_from_checkpoint=last_checkpoint(output))
     trainer.save_model()
-    if _first():
+    if is_first():
         (output / SETTINGS_FILE).write_text(settings_text(settings, stage.number))
-    _wait()
-    return output
+    wait()
 
 
 def _save(model: TDCForConditionalGeneration, processor: TDCProcessor, folder: Path) -> None:
@@ -225,6 +251,6 @@ def _save(model: TDCForConditionalGeneration, processor: TDCProcessor, folder: P
     processor.save_pretrained(folder)
 
 
-def _load(folder: Path) -> tuple[TDCForConditionalGeneration, TDCProcessor]:
+def load(folder: Path) -> tuple[TDCForConditionalGeneration, TDCProcessor]:
     model: Any = TDCForConditionalGeneration.from_pretrained(folder)
     return model.eval(), TDCProcessor.from_pretrained(folder)

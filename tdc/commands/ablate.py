@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``tdc ablate``: the paper's ablations at small scale, on the clips of ``tdc world``."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from tdc.commands._options import Subparsers, command, positive_int
+from tdc.commands._terminal import note, table
+
+if TYPE_CHECKING:
+    from tdc.tiny.sweep import Sweep
+
+_DEFAULT = "(default: %(default)s)"
+
+
+def add(subparsers: Subparsers) -> None:
+    parser = command(
+        subparsers,
+        "ablate",
+        run,
+        "train tiny models that differ in one thing, and compare them",
+        "Every setting of every ablation, one seed of everything first. What has a result is left "
+        "alone, and what was stopped goes on from its last checkpoint. docs/ablations.md lists the "
+        "ablations.",
+    )
+    parser.add_argument("out", metavar="OUT_DIR", help="a folder per variant")
+    parser.add_argument("--only", metavar="NAME", nargs="+", help="these ablations; default: all")
+    parser.add_argument("--seeds", metavar="N", type=positive_int, default=3, help=_DEFAULT)
+    parser.add_argument(
+        "--budget",
+        metavar="N",
+        type=positive_int,
+        default=24_000,
+        help=f"examples in each of a variant's two stages {_DEFAULT}",
+    )
+    parser.add_argument("--list", action="store_true", help="print what there is and what is done")
+    parser.add_argument(
+        "--report", action="store_true", help="write tables and pictures of what is done; run none"
+    )
+    parser.add_argument(
+        "--page", metavar="FILE", help="with --report: fill in the tables of this page instead"
+    )
+    parser.add_argument(
+        "--recipe",
+        metavar="DIR",
+        help="folder of python -m tdc.tiny, whose encoders all variants share; what is missing "
+        "there is trained first (default: OUT_DIR)",
+    )
+    parser.add_argument(
+        "--model", metavar="DIR", help="the model that LVCoT asks (default: merged in --recipe)"
+    )
+    parser.add_argument(
+        "--clips", metavar="N", type=positive_int, default=60, help=f"asked of each kind {_DEFAULT}"
+    )
+    parser.add_argument(
+        "--questions", metavar="N", type=positive_int, default=4, help=f"per clip {_DEFAULT}"
+    )
+    parser.add_argument(
+        "--threads", metavar="N", type=positive_int, help="torch threads; default: torch's own"
+    )
+
+
+def run(arguments: Any) -> None:
+    import torch
+
+    from tdc.errors import InputError
+    from tdc.tiny.ablation_report import fill_page, report
+    from tdc.tiny.ablations import chosen
+    from tdc.tiny.sweep import run as run_sweep
+    from tdc.train import check_installed
+
+    if arguments.page is not None and not arguments.report:
+        raise InputError("--page goes with --report")
+    sweep = _sweep(arguments)
+    names = chosen(sweep.only)
+    if arguments.list:
+        _list(sweep)
+        return
+    if arguments.report:
+        if not sweep.out.is_dir():
+            raise InputError(f"no such folder: {sweep.out}; expected one that tdc ablate wrote")
+        page = arguments.page
+        paths = report(sweep.out, names) if page is None else fill_page(sweep.out, page, names)
+        print("\n".join(str(path) for path in paths))
+        return
+    check_installed()
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    first = os.environ.get("RANK", "0") == "0"
+
+    def silent(line: str) -> None:
+        pass
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+
+    run_sweep(sweep, say if first else silent, note if first else silent)
+
+
+def _sweep(arguments: Any) -> Sweep:
+    from pathlib import Path
+
+    from tdc.errors import InputError
+    from tdc.loading import read_config
+    from tdc.tiny.recipe import Recipe
+    from tdc.tiny.sweep import Sweep
+
+    out = Path(arguments.out)
+    if out.is_file():
+        raise InputError(f"{out} is a file; expected a folder")
+    model = None if arguments.model is None else Path(arguments.model)
+    if model is not None:
+        read_config(model)
+    if arguments.page is not None:
+        arguments.page = Path(arguments.page)
+    return Sweep(
+        out,
+        Recipe(Path(arguments.recipe or out), save_steps=100),
+        examples=arguments.budget,
+        seeds=arguments.seeds,
+        only=None if arguments.only is None else tuple(arguments.only),
+        clips=arguments.clips,
+        questions=arguments.questions,
+        model=model,
+    )
+
+
+def _list(sweep: Sweep) -> None:
+    from tdc.tiny.ablations import chosen
+    from tdc.tiny.sweep import RESULT, Variant, obstacle
+
+    rows = []
+    for ablation in chosen(sweep.only):
+        for setting in ablation.settings:
+            listed = [Variant(ablation, setting, seed) for seed in range(sweep.seeds)]
+            done = sum((v.folder(sweep.out) / RESULT).exists() for v in listed)
+            changes = ", ".join(f"{name}={value}" for name, value in setting.changes.items())
+            if setting.segments is not None:
+                changes = f"num_segments={setting.segments}"
+            state = obstacle(sweep, listed[0]) or f"{done} of {sweep.seeds} done"
+            how = changes if setting.sound else "without sound"
+            where = f"{state} (the baseline)" if setting.is_baseline() else state
+            rows.append([ablation.name, setting.name, how, where])
+    table(["ablation", "setting", "changes", "seeds"], rows, left=4)

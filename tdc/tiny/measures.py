@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a variant is asked, and what is written down about its answers."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tdc.lvcot import answer_long_video
+from tdc.world import ask, make_clip, render_frames, render_sound
+from tdc.world.evaluate import ANSWER_TOKENS, Answered, Evaluation, evaluate, without_sound
+from tdc.world.scores import BoundaryScores
+
+from .config import SIDE
+
+SETS = ("standard", "slow", "fast-cut", "motion", "long")  # kinds of clips, each reported apart
+NEEDS = ("dynamic", "audio", "order", "change")
+SEED = 1  # of the clips: the same for all variants that train
+# LVCoT: frames that one call may look at, so that one segment sees the clip thinned out. A long
+# clip has 24 to 96 frames.
+CALL_FRAMES = 32
+SEGMENT_TOKENS = 24  # longest answer for a segment; the caption of a scene has about 20 words
+
+
+def ask_set(
+    model: Any, processor: Any, kind: str, clips: int, questions: int, sound: bool
+) -> dict[str, Any]:
+    """Answers about test clips of one kind.
+
+    Returns:
+        See :func:`shares`; ``tokens``: mean context tokens of a video; ``cuts_f1``.
+    """
+    asked = [
+        (clip, ask(clip, questions))
+        for clip in (make_clip(SEED, i, split="test", kind=kind) for i in range(clips))
+    ]
+    lengths: list[int] = []
+
+    def count(module: Any, args: Any, output: tuple[Tensor, Tensor]) -> None:
+        lengths.extend(output[1].diff().tolist())
+
+    hook = model.compressor.register_forward_hook(count)
+    try:
+        control = None if sound else without_sound
+        found = evaluate(model, processor, asked, control=control, files=False)
+    finally:
+        hook.remove()
+    return {
+        **shares(found),
+        "tokens": sum(lengths) / len(lengths),
+        "cuts_f1": found.cuts.f1,
+    }
+
+
+@torch.inference_mode()
+def ask_long(
+    model: Any, processor: Any, segments: int, clips: int, questions: int, seed: int
+) -> dict[str, Any]:
+    """LVCoT's answers about long test clips, each question by itself.
+
+    Returns:
+        See :func:`shares`; ``seconds``: mean time of an answer, encoding of the clip included.
+    """
+    answered = []
+    seconds = 0.0
+    for index in range(clips):
+        clip = make_clip(SEED + seed, index, split="test", kind="long")
+        frames, wave = render_frames(clip, SIDE), render_sound(clip)
+        for question in ask(clip, questions):
+            began = time.perf_counter()
+            said = _long_answer(model, processor, frames, wave, question.text, segments)
+            seconds += time.perf_counter() - began
+            answered.append(Answered(clip, question, said))
+    found = Evaluation(tuple(answered), BoundaryScores())
+    return {**shares(found), "seconds": seconds / len(answered)}
+
+
+def _long_answer(
+    model: Any, processor: Any, frames: np.ndarray, wave: np.ndarray, question: str, segments: int
+) -> str:
+    answer = answer_long_video(
+        model,
+        processor,
+        frames,
+        question,
+        segments,
+        audio=wave,
+        max_frames=CALL_FRAMES,
+        segment_tokens=SEGMENT_TOKENS,
+        max_new_tokens=ANSWER_TOKENS,
+        do_sample=False,
+    )
+    return answer.answer
+
+
+def shares(found: Evaluation) -> dict[str, Any]:
+    """Shares of right answers, of all questions and of those that need something.
+
+    Returns:
+        ``questions``, ``right``, ``constant`` (what the best constant answer per kind of question
+        would get) and ``needs``: for each need the same three; shares of no questions are None.
+    """
+    return {**_share(found, None), "needs": {need: _share(found, need) for need in NEEDS}}
+
+
+def _share(found: Evaluation, need: str | None) -> dict[str, Any]:
+    return {
+        "questions": found.count(needs=need),
+        "right": _known(found.accuracy(needs=need)),
+        "constant": _known(found.constant(needs=need)),
+    }
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
