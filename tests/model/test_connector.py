@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tdc.connector import SVAConnector, frame_position_table
+from tdc.connector import SVAConnector, absorbing_pays, frame_position_table
 from tdc.geometry import Box, kept_box
 from tdc.release import connector_key_map
 
@@ -131,6 +131,33 @@ def test_masked_cells_match_the_formulas():
         torch.testing.assert_close(out[0, row * 3 + 1].double(), expected, atol=1e-5, rtol=1e-5)
     assert (out - plain)[0, :3].abs().max() > 1e-3  # the first row of windows lost keys
     assert torch.equal(out[0, 3:6], plain[0, 3:6])  # the middle one did not
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_absorbed_keys_and_values_change_nothing(masked, monkeypatch):
+    """Outputs and gradients, in fp64."""
+    connector, features = make(token_grids=(12, 6)).double(), inputs(2, (12, 6))
+    features = [x.double().requires_grad_() for x in features]
+    mask = connector.window_mask(300, 240) if masked else None
+    found = []
+    for absorbed in (True, False):
+        monkeypatch.setattr("tdc.connector.absorbing_pays", lambda query, way=absorbed: way)
+        out = connector.grid_tokens(*features, mask)
+        leaves = [*features, *connector.parameters()]
+        weigh = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view(out.shape)
+        found.append([out, *torch.autograd.grad(out, leaves, weigh, allow_unused=True)])
+    for one, other in zip(*found, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other, atol=1e-10, rtol=1e-10)
+
+
+def test_absorbing_is_for_the_cpu_and_mostly_without_gradients():
+    wide, narrow = torch.zeros(1, 4, 1024), torch.zeros(1, 4, 64)
+    assert absorbing_pays(narrow) and not absorbing_pays(wide)
+    with torch.no_grad():
+        assert absorbing_pays(wide) and not absorbing_pays(wide.bfloat16())
+        assert not absorbing_pays(wide.to("meta"))
 
 
 def test_mask_is_none_where_nothing_is_masked():
