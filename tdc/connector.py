@@ -155,9 +155,8 @@ def absorbed_attention(
     mask: Tensor | None,
 ) -> Tensor:
     """:func:`window_attention` without keys and values: ``q (W_k x) = (W_k^T q) x``, and ``W_v``
-    after the sum over tokens. Same arguments as :meth:`SVALayer.forward`; ``[F, P, V]``."""
-    frames, positions, width = query.shape
-    batch, head_dim = frames * positions, width // num_heads
+    after the sum over tokens. Arguments as for a layer; ``[F, P, V]``."""
+    frames, batch, head_dim = len(query), query.shape[:2].numel(), query.shape[2] // num_heads
     queries = query.reshape(batch, num_heads, head_dim).transpose(0, 1)  # [H, F*P, d]
     scores, tokens = [], []
     for tower, window in zip(towers, windows, strict=True):
@@ -174,7 +173,7 @@ def absorbed_attention(
     for tower, value, share in zip(towers, tokens, shares, strict=True):
         weight = tower.value.weight.unflatten(0, (num_heads, head_dim))  # [H, d, V]
         attended = attended + (share @ value).transpose(0, 1) @ weight.transpose(1, 2)
-    return attended.transpose(0, 1).reshape(frames, positions, width)
+    return attended.transpose(0, 1).reshape(query.shape)
 
 
 class SVAConnector(nn.Module):
