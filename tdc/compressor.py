@@ -4,6 +4,7 @@
 Per window of a scene the first frame stays whole (static); every later frame becomes K tokens: a
 Q-Former whose queries are the average-pooled static frame looks at the frame's visual and audio
 tokens, with the question beside them. All dynamic frames of all videos go through it in one call.
+Where the plan gives frames different numbers of tokens: see :mod:`tdc.adaptive`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from tdc_kernels import ContextPlan, anchor_queries, pack_context
 from tdc_kernels.ops.cross_attention.strategy import has_matrix_units
 
+from .adaptive import entries, slots
 from .features import VideoFeatures
 from .graphs import BucketedGraphs
 from .look import TENSORS, FrameTokens
@@ -144,14 +146,19 @@ class Compressor(nn.Module):
         question_ids: Tensor | None,
         question_mask: Tensor | None,
     ) -> Tensor:
-        """``[M, K, D]`` tokens of the M dynamic frames, before normalisation."""
+        """``[M, K, D]`` tokens of the M dynamic frames, before normalisation; K as planned."""
         device = features.visual.device
         if plan.dynamic.shape[0] == 0:  # every frame is static
             width = self.separator.shape[0]
-            return self.separator.new_zeros(0, self.num_context_tokens, width)
-        group = plan.dynamic_anchor.long().to(device)  # [M]: the anchor of each dynamic frame
+            return self.separator.new_zeros(0, plan.num_queries, width)
+        # [M]: the anchor of each dynamic frame, and per number of tokens where these differ
+        asking, group = plan.anchors, plan.dynamic_anchor.long()
+        if plan.compressed_lengths is not None:
+            rows, _, group = entries(plan)
+            asking = plan.anchors[rows]
+        group = group.to(device)
         if question_ids is not None:
-            video = video_of_frame(plan.anchors, features.cu_frames).to(question_ids.device)
+            video = video_of_frame(asking, features.cu_frames).to(question_ids.device)
             question_ids = question_ids[video]  # [A, T]
             if question_mask is not None:
                 question_mask = None if question_mask.all() else question_mask[video]
@@ -165,8 +172,9 @@ class Compressor(nn.Module):
             return self._graphed(tokens, queries, question_ids, question_mask, dynamic, group)
         if self.savings.one_call:
             return self.output_proj(run(dynamic, group))
-        hidden = [run(dynamic[group == a], group[group == a]) for a in group.unique()]
-        return self.output_proj(torch.cat(hidden))
+        members = [(group == a).nonzero().squeeze(1) for a in group.unique()]
+        hidden = torch.cat([run(dynamic[rows], group[rows]) for rows in members])
+        return self.output_proj(hidden[torch.cat(members).argsort()])
 
     def _graphs_pay(self, device: torch.device) -> bool:
         # Kept keys and values belong to one video: there would be a graph for each.
@@ -233,9 +241,10 @@ class Compressor(nn.Module):
         )
 
     def queries(self, features: VideoFeatures, plan: ContextPlan) -> Tensor:
-        """``[A, K, Dq]``: what each anchor asks of its dynamic frames."""
+        """``[A, K, Dq]``: what each anchor asks of its dynamic frames. Where the plan gives these
+        different numbers of tokens, one entry per anchor and number, see :mod:`tdc.adaptive`."""
         if self.query_tokens is not None:
-            return self.query_tokens.expand(plan.anchors.shape[0], -1, -1)
+            return self._learned_queries(plan)
         if self._wants_gradient(features) or not self.savings.cache:
             return self._pooled_queries(features, plan)
         assert self.query_proj is not None
@@ -244,25 +253,38 @@ class Compressor(nn.Module):
             "queries",
             [features.visual, *(x for x in maps if x is not None)],
             lambda: self._pooled_queries(features, plan),
-            (features.visual_lengths, tuple(plan.anchors.tolist())),
+            (features.visual_lengths, tuple(plan.anchors.tolist()), *_asked(plan)),
         )
+
+    def _learned_queries(self, plan: ContextPlan) -> Tensor:
+        assert self.query_tokens is not None
+        if plan.compressed_lengths is None:
+            return self.query_tokens.expand(plan.anchors.shape[0], -1, -1)
+        _, lengths, _ = entries(plan)  # pooled as if they were an anchor's tokens
+        pooled = {n: anchor_queries(self.query_tokens[None], n)[0] for n in set(lengths)}
+        return torch.stack([pooled[n][slots(n, plan.num_queries)] for n in lengths])
 
     def _pooled_queries(self, features: VideoFeatures, plan: ContextPlan) -> Tensor:
         assert self.query_proj is not None
         weight, bias = self.query_proj.weight, self.query_proj.bias
-        visual, frames = features.visual, plan.anchors.tolist()
+        anchors = plan.anchors.tolist()
+        visual, frames = features.visual, anchors
         if features.token_map is not None:
             visual, frames = self._anchor_tokens(features, plan), list(range(len(frames)))
+        rows, bins = _asked(plan)
         # Frames of one video share a length; pooling is over the valid tokens only, so a batch of
-        # differently shaped videos takes one call per shape.
-        by_length: dict[int, list[int]] = {}
-        for row, frame in enumerate(plan.anchors.tolist()):
-            by_length.setdefault(features.visual_lengths[frame], []).append(row)
+        # differently shaped videos takes one call per shape (and number of bins).
+        by_length: dict[tuple[int, int], list[int]] = {}
+        for entry, (row, count) in enumerate(zip(rows, bins, strict=True)):
+            length = features.visual_lengths[anchors[row]]
+            by_length.setdefault((length, count), []).append(entry)
         pieces, order = [], []
-        for length, members in by_length.items():
-            index = torch.tensor([frames[m] for m in members], device=visual.device)
-            pooled = anchor_queries(visual[:, :length], self.num_context_tokens, index=index)
-            pieces.append(F.linear(pooled.to(weight.dtype), weight, bias))
+        for (length, count), members in by_length.items():
+            index = torch.tensor([frames[rows[m]] for m in members], device=visual.device)
+            pooled = anchor_queries(visual[:, :length], count, index=index)
+            queries = F.linear(pooled.to(weight.dtype), weight, bias)
+            ragged = plan.compressed_lengths is not None
+            pieces.append(queries[:, slots(count, plan.num_queries)] if ragged else queries)
             order += members
         if len(pieces) == 1:
             return pieces[0]
@@ -297,6 +319,15 @@ class Compressor(nn.Module):
         if keep.all():
             return tokens
         return tokens[keep.flatten().nonzero().squeeze(1).to(tokens.device)]
+
+
+def _asked(plan: ContextPlan) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Of each entry of the queries: its row of ``plan.anchors``, and the bins to pool that to."""
+    if plan.compressed_lengths is None:
+        count = plan.anchors.shape[0]
+        return tuple(range(count)), (plan.num_queries,) * count
+    rows, lengths, _ = entries(plan)
+    return tuple(rows.tolist()), tuple(lengths)
 
 
 def _valid(lengths: tuple[int, ...], frames: Tensor, width: int) -> Tensor:

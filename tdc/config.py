@@ -33,6 +33,7 @@ RELEASE_BEHAVIOUR: dict[str, Any] = {
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "query_type": ("pooled", "learned"),
+    "context_allocation": ("fixed", "adaptive"),
     "video_size_order": ("wh", "hw"),
     "frame_positions": (None, "sinusoidal", "release"),
     "trim": ("frames", "window_tail"),
@@ -92,6 +93,8 @@ class TDCConfig(PreTrainedConfig):
 
     # --- compressor ------------------------------------------------------------------------------
     num_context_tokens: int = 16  # K
+    context_allocation: str = "fixed"  # "adaptive": K per dynamic frame on average, by its change
+    max_context_tokens_per_frame: int | None = None  # of "adaptive"; None: 2 K
     query_type: str = "pooled"  # "pooled" (average-pooled static frame) or "learned"
     static_frames: bool = True  # False: the first frame of a scene is compressed like the others
     question_in_compressor: bool = True  # the question rides along in the Q-Former
@@ -140,6 +143,12 @@ class TDCConfig(PreTrainedConfig):
                 raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
         if self.scene_window is not None and self.scene_window < 1:
             raise ValueError(f"scene_window is {self.scene_window}; expected None or at least 1")
+        most = self.max_context_tokens_per_frame
+        if most is not None and most < self.num_context_tokens:
+            raise ValueError(
+                f"max_context_tokens_per_frame is {most}; expected None or at least "
+                f"num_context_tokens ({self.num_context_tokens})"
+            )
         if self.tower_grid % self.connector_grid:
             raise ValueError(
                 f"tower_grid is {self.tower_grid}; expected a multiple of connector_grid "
@@ -150,6 +159,13 @@ class TDCConfig(PreTrainedConfig):
     def hidden_size(self) -> int:
         """D, the language model's width."""
         return self.text_config.hidden_size
+
+    @property
+    def most_context_tokens(self) -> int:
+        """The most tokens that one dynamic frame may become."""
+        if self.context_allocation == "fixed":
+            return self.num_context_tokens
+        return self.max_context_tokens_per_frame or 2 * self.num_context_tokens
 
     @property
     def num_boundaries(self) -> int:

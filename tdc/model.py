@@ -21,6 +21,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from tdc_kernels import ContextPlan, plan_context
 
+from .adaptive import context_lengths
 from .assembly import Prompt, assemble, media_counts, text_token_counts
 from .beats import GatedAttention
 from .budget import context_room
@@ -141,15 +142,7 @@ class TDCForConditionalGeneration(PreTrainedModel, GenerationMixin):
         videos: list[Tensor] = []
         plan = None
         if features.num_videos:
-            plan = plan_context(
-                features.segmentation.boundaries,
-                features.cu_frames,
-                config.scene_window,
-                features.static_lengths() if config.static_frames else None,
-                config.num_context_tokens,
-                max_tokens,
-                trim=config.trim,
-            )
+            plan = self._plan(features, max_tokens)
             device = features.visual.device
             if not config.question_in_compressor:
                 question_ids = None
@@ -162,6 +155,28 @@ class TDCForConditionalGeneration(PreTrainedModel, GenerationMixin):
             videos = list(packed.split(plan.cu_context.diff().tolist()))
         by_kind = {"video": iter(videos), "image": iter(features.images)}
         return Context(tuple(next(by_kind[kind]) for kind in features.kinds), plan)
+
+    def _plan(self, features: VideoFeatures, max_tokens: int | Sequence[int] | None) -> ContextPlan:
+        config = self.config
+        layout = (
+            features.segmentation.boundaries.cpu(),
+            features.cu_frames,
+            config.scene_window,
+            features.static_lengths() if config.static_frames else None,
+        )
+        lengths = None
+        if config.context_allocation == "adaptive":
+            fixed = plan_context(*layout, config.num_context_tokens)
+            lengths = context_lengths(
+                features, fixed, config.num_context_tokens, config.most_context_tokens
+            )
+        return plan_context(
+            *layout,
+            config.most_context_tokens,
+            max_tokens,
+            trim=config.trim,
+            compressed_lengths=lengths,
+        )
 
     # --- prompt ----------------------------------------------------------------------------------
 

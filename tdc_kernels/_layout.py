@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import heapq
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ class Window:
     has_static: bool
     dynamic: int = 0  # compressed frames that have tokens left
     tokens: int = 0  # tokens left, separators included
+    costs: list[int] = field(default_factory=list)  # of its compressed frames, each with separator
 
     @property
     def first_dynamic(self) -> int:
@@ -61,6 +63,7 @@ class Arguments:
     window: int | None  # None: a scene is one window
     static: list[int] | None  # [F], None without static frames
     num_queries: int
+    compressed: list[int] | None  # [F], None: num_queries each
     max_tokens: list[int | None]  # [B]
     trim: str
 
@@ -77,13 +80,17 @@ def lay_out(boundaries: torch.Tensor, args: Arguments) -> list[Video]:
 
 def _count(windows: list[Window], limit: int | None, args: Arguments) -> Video:
     """Tokens of every window, trimmed to the limit."""
-    cost = args.num_queries + 1  # a compressed frame and its separator
     for w in windows:
         w.dynamic = w.frames - w.has_static
-        w.tokens = w.head + w.dynamic * cost
+        if args.compressed is None:
+            w.costs = [args.num_queries + 1] * w.dynamic
+        else:
+            lengths = args.compressed[w.first_dynamic : w.first_dynamic + w.dynamic]
+            w.costs = [n + 1 for n in lengths]
+        w.tokens = w.head + sum(w.costs)
     video = Video(windows, sum(w.tokens for w in windows), limit)
     if limit is not None and video.full_tokens > limit:
-        (trim_frames if args.trim == "frames" else trim_window_tail)(video, limit, cost)
+        (trim_frames if args.trim == "frames" else trim_window_tail)(video, limit)
     return video
 
 
@@ -110,24 +117,19 @@ def _windows(row: list[int], b: int, start: int, stop: int, args: Arguments) -> 
 # ---------------------------------------------------------------- trimming
 
 
-def trim_frames(video: Video, limit: int, cost: int) -> None:
+def trim_frames(video: Video, limit: int) -> None:
     """Drop whole compressed frames, then whole windows evenly, then the end of the only one."""
     heads = [w.head for w in video.windows]
-    need = -(-(video.tokens - limit) // cost)  # frames to drop, ceil
-    frames = sum(w.dynamic for w in video.windows)
-    if need <= frames:
-        heap = [(-w.dynamic, -i) for i, w in enumerate(video.windows)]  # most left, then latest
-        heapq.heapify(heap)
-        for _ in range(need):
-            count, i = heap[0]
-            heapq.heapreplace(heap, (count + 1, i))
-        for count, i in heap:
-            video.windows[-i].dynamic = -count
-    else:
-        for w in video.windows:
-            w.dynamic = 0
-    for w in video.windows:
-        w.tokens = w.head + w.dynamic * cost
+    excess = video.tokens - limit
+    heap = [(-w.dynamic, -i) for i, w in enumerate(video.windows)]  # most left, then latest
+    heapq.heapify(heap)
+    while excess > 0 and heap[0][0] < 0:
+        count, i = heap[0]
+        excess -= video.windows[-i].costs[-count - 1]
+        heapq.heapreplace(heap, (count + 1, i))
+    for count, i in heap:
+        w = video.windows[-i]
+        w.dynamic, w.tokens = -count, w.head + sum(w.costs[:-count])
     if video.tokens == 0:  # nothing static and not even one compressed frame fits whole
         video.windows[0].dynamic, video.windows[0].tokens = 1, limit
     elif video.tokens > limit:
@@ -148,15 +150,15 @@ def evenly_kept(heads: Sequence[int], limit: int) -> set[int]:
     return {0}
 
 
-def trim_window_tail(video: Video, limit: int, cost: int) -> None:
+def trim_window_tail(video: Video, limit: int) -> None:
     """The released code's way: r tokens off the end of every window, then the end of the whole."""
     cut = -(-(video.tokens - limit) // len(video.windows))  # ceil
     room = limit
     for w in video.windows:
         w.tokens = min(max(w.tokens - cut, 0), room)
         room -= w.tokens
-        compressed = max(w.tokens - w.head, 0)
-        w.dynamic = min(w.dynamic, -(-compressed // cost))  # begun frames stay
+        starts = accumulate(w.costs[:-1], initial=0) if w.costs else ()
+        w.dynamic = bisect_left(list(starts), w.tokens - w.head)  # begun frames stay
 
 
 # ---------------------------------------------------------------- counts without boundaries
@@ -207,7 +209,13 @@ def _any_windows(count: int, frames: int, static: list[int] | None) -> list[Wind
 
 
 def check(
-    cu_frames: Any, window: Any, static_lengths: Any, num_queries: Any, max_tokens: Any, trim: Any
+    cu_frames: Any,
+    window: Any,
+    static_lengths: Any,
+    num_queries: Any,
+    max_tokens: Any,
+    trim: Any,
+    compressed_lengths: Any = None,
 ) -> Arguments:
     """Check everything but the boundaries and spread it out."""
     if cu_frames is None:
@@ -232,7 +240,25 @@ def check(
         if len(values) == videos:
             values = [v for b, v in enumerate(values) for _ in range(cu[b + 1] - cu[b])]
         static = values
-    return Arguments(cu, window, static, num_queries, limits, trim)
+    compressed = None
+    if compressed_lengths is not None:
+        compressed = _compressed(compressed_lengths, frames, num_queries)
+    return Arguments(cu, window, static, num_queries, compressed, limits, trim)
+
+
+def _compressed(lengths: Any, frames: int, num_queries: int) -> list[int]:
+    values = _ints("compressed_lengths", lengths)
+    if len(values) != frames:
+        raise ValueError(
+            f"compressed_lengths: expected {frames} numbers (one per frame), got {len(values)}"
+        )
+    for v in values:
+        if not 1 <= v <= num_queries:
+            raise ValueError(
+                f"compressed_lengths: expected integers from 1 to {num_queries} (num_queries), "
+                f"got {v}"
+            )
+    return values
 
 
 def _boundary_rows(boundaries: Any, videos: int) -> list[list[int]]:

@@ -29,11 +29,13 @@ class ContextPlan:
     cu_static: torch.Tensor  # int32 [A+1]: prefix sums of the anchors' static tokens; 0 if none
     source: torch.Tensor  # int32 [N]: row of [static; compressed as M*K rows; separator]
     # The way back. Every static or compressed row has one token at most.
-    position: torch.Tensor  # int32 [Ns + M*K]: the row's token, -1 where it was cut off
+    position: torch.Tensor  # int32 [Ns + M*K]: the row's token, -1 where it has none
     separators: torch.Tensor  # int32 [S]: the tokens that are separators, rising
     cu_context: torch.Tensor  # int32 [B+1]: prefix sums of the videos' tokens
     trimmed: torch.Tensor  # int32 [B]: tokens cut from each video
-    num_queries: int  # K: tokens a compressed frame has
+    num_queries: int  # K: rows a compressed frame has
+    # int32 [M]: how many of its rows are tokens, the first ones; None: all K of every frame.
+    compressed_lengths: torch.Tensor | None = None
 
     def to(self, device: torch.device | str) -> ContextPlan:
         """The plan with all its tensors on ``device``."""
@@ -66,6 +68,7 @@ def plan_context(
     max_tokens: int | Ints | None = None,
     *,
     trim: str = "frames",
+    compressed_lengths: Ints | None = None,
 ) -> ContextPlan:
     """Plan the temporal dynamic context of the paper for B videos.
 
@@ -92,6 +95,9 @@ def plan_context(
 
             ``"window_tail"``: the released code's way. With ``r = ceil(excess / windows)`` the last
             r tokens of every window go, then the end of the whole.
+        compressed_lengths: 1 to K for every frame of all videos ``[F]``, read where a frame is
+            compressed: only the first so many of its K rows are tokens. A frame keeps one at least:
+            a separator alone would say that there is a frame, and nothing of it. None: K each.
 
     Returns:
         A ``ContextPlan`` on the CPU. Frames and windows that lost all their tokens are not in it.
@@ -100,7 +106,9 @@ def plan_context(
     Raises:
         TypeError, ValueError: an argument of the wrong kind, shape or range.
     """
-    args = check(cu_frames, window, static_lengths, num_queries, max_tokens, trim)
+    args = check(
+        cu_frames, window, static_lengths, num_queries, max_tokens, trim, compressed_lengths
+    )
     videos = lay_out(boundaries, args)
     for number, video in enumerate(videos):
         if video.trimmed:
@@ -113,7 +121,7 @@ def plan_context(
                 video.max_tokens,
                 trim,
             )
-    return _index(videos, num_queries)
+    return _index(videos, num_queries, ragged=compressed_lengths is not None)
 
 
 def context_length(
@@ -125,6 +133,7 @@ def context_length(
     max_tokens: int | Ints | None = None,
     *,
     trim: str = "frames",
+    compressed_lengths: Ints | None = None,
 ) -> torch.Tensor:
     """Tokens of every video's context, before anything is encoded or planned in detail.
 
@@ -133,7 +142,8 @@ def context_length(
     ``boundaries`` is their number S (``scene_boundaries`` without a threshold), and the result is
     exact where the cuts cannot matter (``window=None`` and one static length per video, or no
     static frames, or no more than S + 1 frames) and, except with ``trim="window_tail"``, after
-    trimming too; else it is the largest count that any cuts can give.
+    trimming too; else it is the largest count that any cuts can give. ``compressed_lengths`` need
+    boundaries that are known, as these say which frames are compressed.
 
     Returns:
         int32 ``[B]`` on the CPU.
@@ -141,23 +151,30 @@ def context_length(
     Raises:
         TypeError, ValueError: an argument of the wrong kind, shape or range.
     """
-    args = check(cu_frames, window, static_lengths, num_queries, max_tokens, trim)
+    args = check(
+        cu_frames, window, static_lengths, num_queries, max_tokens, trim, compressed_lengths
+    )
     if isinstance(boundaries, int):
+        if compressed_lengths is not None:
+            raise ValueError("compressed_lengths: expected None with a number of boundaries")
         lengths = lengths_without_boundaries(boundaries, args)
     else:
         lengths = [video.tokens for video in lay_out(boundaries, args)]
     return torch.tensor(lengths, dtype=torch.int32)
 
 
-def _index(videos: list[Video], num_queries: int) -> ContextPlan:
+def _index(videos: list[Video], num_queries: int, ragged: bool) -> ContextPlan:
     """Number the surviving rows and spell out every token's source."""
     anchors: list[int] = []
     dynamic: list[int] = []
     dynamic_anchor: list[int] = []
+    compressed: list[int] = []
     cu_static = [0]
     for window in (w for video in videos for w in video.windows if w.tokens > 0):
         dynamic.extend(range(window.first_dynamic, window.first_dynamic + window.dynamic))
         dynamic_anchor.extend([len(anchors)] * window.dynamic)
+        if ragged:
+            compressed.extend(cost - 1 for cost in window.costs[: window.dynamic])
         anchors.append(window.anchor)
         cu_static.append(cu_static[-1] + window.static)
 
@@ -174,8 +191,8 @@ def _index(videos: list[Video], num_queries: int) -> ContextPlan:
             if window.tokens == 0:
                 continue
             runs = [(cu_static[anchor], window.static), (separator, 1)] if window.has_static else []
-            for _ in range(window.dynamic):
-                runs += [(row, num_queries), (separator, 1)]
+            for cost in window.costs[: window.dynamic]:
+                runs += [(row, cost - 1), (separator, 1)]
                 row += num_queries
             anchor += 1
             left = window.tokens  # a cut-off window ends inside a run
@@ -200,6 +217,7 @@ def _index(videos: list[Video], num_queries: int) -> ContextPlan:
         cu_context=ints(cu_context),
         trimmed=ints([video.trimmed for video in videos]),
         num_queries=num_queries,
+        compressed_lengths=ints(compressed) if ragged else None,
     )
 
 

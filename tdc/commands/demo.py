@@ -164,10 +164,11 @@ def _print_layout(counts: Layout, config: Any) -> None:
         return f"{100 * tokens / counts.total:.1f} %"
 
     static, dynamic = count(counts.static_frames, "frame"), count(counts.dynamic_frames, "frame")
+    each = "each" if config.context_allocation == "fixed" else "on average"
     rows: list[tuple[str, str, int]] = [
         ("static", f"{static} kept whole", counts.static),
         ("audio", "sound of those frames", counts.audio),
-        ("dynamic", f"{dynamic} of {config.num_context_tokens} tokens each", counts.dynamic),
+        ("dynamic", f"{dynamic} of {config.num_context_tokens} tokens {each}", counts.dynamic),
         ("separator", "one after every frame", counts.separator),
         ("total", "", counts.total),
     ]

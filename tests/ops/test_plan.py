@@ -29,7 +29,8 @@ def naive_windows(boundaries, length, window):
 
 
 def tokens_of(windows, static, k):
-    """Every window as a list of tokens: ("static", frame, i), ("compressed", frame, i), "sep"."""
+    """Every window as a list of tokens: ("static", frame, i), ("compressed", frame, i), "sep".
+    ``k``: compressed tokens of every frame, or of each."""
     out = []
     for frames in windows:
         tokens = []
@@ -37,7 +38,9 @@ def tokens_of(windows, static, k):
             if n == 0 and static is not None:
                 tokens += [("static", frame, i) for i in range(static)]
             else:
-                tokens += [("compressed", frame, i) for i in range(k)]
+                tokens += [
+                    ("compressed", frame, i) for i in range(k if isinstance(k, int) else k[frame])
+                ]
             tokens.append("sep")
         out.append(tokens)
     return out
@@ -107,7 +110,8 @@ def problems(draw):
         "boundaries": rows,
         "window": draw(st.none() | st.integers(1, 5)),
         "static": draw(st.none() | st.integers(1, 6)),
-        "k": draw(st.integers(1, 3)),
+        "k": (k := draw(st.integers(1, 3))),
+        "ragged": draw(st.none() | st.lists(st.integers(1, k), min_size=42, max_size=42)),
         "room": draw(st.none() | st.integers(1, 60)),
         "trim": draw(st.sampled_from(["frames", "window_tail"])),
     }
@@ -127,10 +131,13 @@ def test_against_lists(problem):
         k,
         room,
     )
-    plan = plan_context(*arguments, trim=problem["trim"])
+    ragged = problem["ragged"] and problem["ragged"][: cu[-1]]
+    options = {"trim": problem["trim"], "compressed_lengths": ragged}
+    plan = plan_context(*arguments, **options)
 
     wanted, trimmed = [], []
-    for row, n in zip(problem["boundaries"], lengths, strict=True):
+    for row, n, start in zip(problem["boundaries"], lengths, cu, strict=False):
+        k = ragged[start : start + n] if ragged is not None else problem["k"]
         windows = naive_windows(row, n, problem["window"])
         tokens = joined(tokens_of(windows, static, k))
         full = len(tokens)
@@ -141,7 +148,7 @@ def test_against_lists(problem):
         trimmed.append(full - len(tokens))
     assert read_back(plan, cu[:-1]) == wanted
     assert plan.trimmed.tolist() == trimmed
-    assert context_length(*arguments, trim=problem["trim"]).tolist() == list(map(len, wanted))
+    assert context_length(*arguments, **options).tolist() == list(map(len, wanted))
 
     # No frame is encoded for nothing, and every row of the pieces is in time order.
     compressed = {
@@ -150,7 +157,10 @@ def test_against_lists(problem):
     assert plan.dynamic.tolist() == sorted(compressed)
     assert plan.anchors.tolist() == sorted(set(plan.anchors.tolist()))
     tensors = [x for x in vars(plan).values() if isinstance(x, torch.Tensor)]
-    assert len(tensors) == 9
+    assert len(tensors) == 9 + (ragged is not None)
+    if ragged is not None:
+        kept = [ragged[frame] for frame in plan.dynamic.tolist()]
+        assert plan.compressed_lengths.tolist() == kept
     assert all(x.dtype == torch.int32 for x in tensors)
     for frame, anchor in zip(plan.dynamic.tolist(), plan.dynamic_anchor.tolist(), strict=True):
         window = problem["window"] or max(lengths)
@@ -264,10 +274,32 @@ def test_long_video_is_trimmed_evenly():
     assert int(per_window.max() - per_window.min()) <= 1
 
 
+def test_some_rows_of_a_frame_by_hand():
+    """Two scenes; frames 1, 2 and 4 are compressed to 2, 1 and 3 rows of three."""
+    arguments = torch.tensor([[3]]), [0, 5], None, 1, 3
+    lengths = [3, 2, 1, 3, 3]  # those of the static frames 0 and 3 are not read
+    plan = plan_context(*arguments, compressed_lengths=torch.tensor(lengths))
+    assert plan.num_queries == 3 and plan.compressed_lengths.tolist() == [2, 1, 3]
+    # Rows: 0 and 1 static, 2 to 4, 5 to 7 and 8 to 10 compressed, 11 the separator.
+    assert plan.source.tolist() == [0, 11, 2, 3, 11, 5, 11, 1, 11, 8, 9, 10, 11]
+    assert plan.position.tolist() == [0, 7, 2, 3, -1, 5, -1, -1, 9, 10, 11]
+    assert plan.cu_context.tolist() == [0, 13] and plan.trimmed.tolist() == [0]
+    # Its last frame is the last one of the window that has most left: frame 2, of two tokens.
+    fewer = plan_context(*arguments, 11, compressed_lengths=lengths)
+    assert fewer.dynamic.tolist() == [1, 4] and fewer.compressed_lengths.tolist() == [2, 3]
+    assert fewer.trimmed.tolist() == [2]
+    assert context_length(*arguments, 11, compressed_lengths=lengths).tolist() == [11]
+    # That frees 2 tokens; a third one takes the last frame of the later of two equal windows.
+    fewest = plan_context(*arguments, 10, compressed_lengths=lengths)
+    assert fewest.dynamic.tolist() == [1] and fewest.trimmed.tolist() == [2 + 4]
+
+
 def test_to_moves_every_tensor():
     plan = plan_context(torch.tensor([[2]]), [0, 4], None, 3, 1).to("meta")
     assert plan.source.is_meta and plan.cu_context.is_meta and plan.anchors.is_meta
-    assert plan.num_queries == 1
+    assert plan.num_queries == 1 and plan.compressed_lengths is None
+    ragged = plan_context(torch.tensor([[2]]), [0, 4], None, 3, 2, compressed_lengths=[1] * 4)
+    assert ragged.to("meta").compressed_lengths.is_meta
 
 
 OK = (torch.tensor([[2]]), [0, 4], None, 3, 1)
@@ -312,6 +344,24 @@ def test_max_tokens_must_be_positive(value):
         plan_context(torch.tensor([[2], [1]]), [0, 4, 6], None, 3, 1, value)
 
 
+@pytest.mark.parametrize(
+    ("lengths", "error", "message"),
+    [
+        ([1, 1, 1], ValueError, r"compressed_lengths: expected 4 numbers \(one per frame\), got 3"),
+        ([1, 0, 1, 1], ValueError, r"expected integers from 1 to 2 \(num_queries\), got 0"),
+        ([1, 1, 3, 1], ValueError, r"expected integers from 1 to 2 \(num_queries\), got 3"),
+        (1, TypeError, "compressed_lengths: expected integers, got int"),
+        (torch.ones(4), TypeError, "compressed_lengths: expected integers"),
+    ],
+)
+def test_compressed_lengths_are_checked(lengths, error, message):
+    arguments = torch.tensor([[2]]), [0, 4], None, 3, 2
+    for function in (plan_context, context_length):
+        with pytest.raises(error, match=message) as found:
+            function(*arguments, compressed_lengths=lengths)
+        assert "\n" not in str(found.value)
+
+
 def test_other_errors():
     with pytest.raises(ValueError, match="trim: expected one of frames, window_tail, got 'tail'"):
         plan_context(*OK, 5, trim="tail")
@@ -319,5 +369,7 @@ def test_other_errors():
         plan_context(*OK, [5, 5])
     with pytest.raises(ValueError, match="boundaries: expected a number >= 0, got -1"):
         context_length(-1, *OK[1:])
+    with pytest.raises(ValueError, match="compressed_lengths: expected None with a number of bou"):
+        context_length(1, *OK[1:], compressed_lengths=[1] * 4)
     with pytest.raises(ValueError, match="more than int32 counts"):
         plan_context(torch.zeros(1, 0).int(), [0, 3], 1, 2**30, 1)

@@ -97,7 +97,9 @@ def pack_context(
     Args:
         static: ``[Ns, D]``, the tokens of ``plan.anchors`` back to back (``plan.cu_static``);
             ``[0, D]`` in a plan without static frames.
-        compressed: ``[M, K, D]``, one row per ``plan.dynamic``, not normalised.
+        compressed: ``[M, K, D]``, one row per ``plan.dynamic``, not normalised. Where the plan has
+            ``compressed_lengths``, only the first so many of a frame's K are packed; the others
+            have a gradient of zero.
         separator: ``[D]``.
         plan: from ``plan_context``; tensors on another device are copied over (``plan.to(device)``
             once is cheaper than here every time).
