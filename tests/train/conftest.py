@@ -11,16 +11,16 @@ import pytest
 for neighbour in ("model", "media"):
     sys.path.append(str(Path(__file__).parents[1] / neighbour))  # tiny.py, clips.py
 
-import samples  # noqa: E402
+import train_samples  # noqa: E402
 
 
 @pytest.fixture(scope="session")
 def media_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two pictures, two clips (one with sound) and a list for each stage. Never change it."""
-    return samples.write_media(tmp_path_factory.mktemp("media"))
+    return train_samples.write_media(tmp_path_factory.mktemp("media"))
 
 
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny TDC folder. Never change it."""
-    return samples.write_model(tmp_path_factory.mktemp("model") / "tdc")
+    return train_samples.write_model(tmp_path_factory.mktemp("model") / "tdc")

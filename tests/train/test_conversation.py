@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from samples import calm_config
 from tiny import tiny_processor
+from train_samples import calm_config
 
 from tdc import InputError
 from tdc.chat_templates import CHATML, LLAMA3

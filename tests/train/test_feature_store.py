@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from samples import calm_model, settings
 from tiny import tiny_processor
+from train_samples import calm_model, settings
 
 from tdc.train.collator import Collator
 from tdc.train.feature_store import FeatureStore, towers_fingerprint

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from samples import settings
+from train_samples import settings
 
 from tdc.cli import main
 from tdc.loading import load_model

@@ -7,7 +7,7 @@ import json
 import logging
 
 import pytest
-from samples import record, write_list
+from train_samples import record, write_list
 
 from tdc import InputError
 from tdc.train.records import parse, read_records

@@ -7,8 +7,8 @@ import dataclasses
 
 import pytest
 import torch
-from samples import calm_config, calm_model, examples, settings
 from tiny import tiny_processor
+from train_samples import calm_config, calm_model, examples, settings
 
 from tdc import InputError, TDCConfig
 from tdc.train.config import TrainConfig

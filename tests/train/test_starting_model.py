@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from samples import CALM, settings
 from tiny import QFORMER, tiny_config
+from train_samples import CALM, settings
 from transformers import AutoModelForCausalLM, BertModel, Dinov2Model, SiglipVisionModel
 
 from tdc import InputError

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from samples import calm_model, examples, record, settings, write_list
 from tiny import tiny_processor
+from train_samples import calm_model, examples, record, settings, write_list
 
 import tdc_kernels
 from tdc import InputError, TDCForConditionalGeneration

@@ -17,8 +17,8 @@ from torch import distributed as dist
 for neighbour in ("model", "media"):
     sys.path.append(str(Path(__file__).parents[1] / neighbour))
 
-from samples import calm_model, examples, settings  # noqa: E402
 from tiny import tiny_processor  # noqa: E402
+from train_samples import calm_model, examples, settings  # noqa: E402
 
 from tdc.train.trainer import build_trainer  # noqa: E402
 
