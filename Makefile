@@ -7,6 +7,7 @@
 #   make bench-gpu OUT=dir    all that a CUDA device has to say, in eight minutes; WHEELS=folder
 #   make bench-compare BASE=<revision>   the ops there and here, in turns
 #   make bench-compressor | bench-memory | bench-accelerate | bench-plots   see docs/benchmarks.md
+#   make train-tiny [OUT=dir] the tiny TDC from its seed, on WORKERS processes (hours)
 #   make clean                remove what was built, .venv included
 # TORCH_INDEX_URL=<index of CPU wheels> avoids the CUDA build of PyTorch, which is several gigabytes.
 
@@ -29,12 +30,12 @@ NATIVE := $(wildcard setup.py CMakeLists.txt csrc/*/*)
 NATIVE_STATUS = $(PY) -c 'from tdc_kernels import native; [print(library.what + ":", library.why_not() or "built") for library in (native.CPU, native.CUDA)]'
 PROJECT := pyproject.toml constraints.txt $(NATIVE)
 
-.PHONY: help demo test lint format clean
+.PHONY: help demo test lint format train-tiny clean
 .PHONY: bench bench-gpu bench-compare bench-compressor bench-memory bench-accelerate bench-plots
 .NOTPARALLEL:
 
 help:
-	@sed -n '3,13s/^# \{0,1\}//p' Makefile
+	@sed -n '3,14s/^# \{0,1\}//p' Makefile
 
 demo: $(VENV)/.installed-model
 	@$(VENV)/bin/tdc demo $${VIDEO:+--video "$$VIDEO"}
@@ -66,6 +67,11 @@ bench-compressor bench-memory bench-accelerate: bench-%: $(VENV)/.installed-dev
 
 bench-plots: $(VENV)/.installed-dev
 	@$(PY) -m bench.plots && $(PY) -m bench.table
+
+# Processes of one thread each: two are faster than one with two threads.
+train-tiny: $(VENV)/.installed-dev
+	@OMP_NUM_THREADS=1 $(VENV)/bin/torchrun --nproc-per-node $(WORKERS) -m tdc.tiny \
+	  --out "$(if $(strip $(OUT)),$(OUT),tiny)" $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
