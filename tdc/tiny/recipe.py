@@ -42,17 +42,17 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long each step takes. The defaults made the shipped model; see docs/tiny.md."""
+    """How long each step takes; docs/tiny.md says what was measured."""
 
     out: Path
     seed: int = 0
     clips: int = 4000  # whose features are kept: 1.0 GB
     pictures: int = 72_000  # seen by each image tower
     sounds: int = 6_400  # stretches of sound
-    images: int = 16_000  # examples of stage 1
-    frames: int = 64_000  # examples of the compressor alone
-    videos: int = 96_000  # examples of stage 2
-    audio_visual: int = 64_000  # examples of stage 3
+    images: int = 96_000  # examples of stage 1
+    frames: int = 128_000  # examples of the compressor alone
+    videos: int = 160_000  # examples of stage 2
+    audio_visual: int = 96_000  # examples of stage 3
     batch: int = 32  # of all processes together
     rate: float = 1.5e-3
     encoder_rate: float = 3e-3  # 0.84 of the objects known where 1.5e-3 gives 0.66
