@@ -95,12 +95,9 @@ class ClipFeatures:
         place = index % SHARD
         rows = slice(starts[place], starts[place + 1])
         tokens = {n: torch.from_numpy(np.array(x[rows])).float() for n, x in arrays.items()}
-        silent = not any(self.clip(index).sounds)
+        # Of silent clips as well: their files have a sound track, of zeros.
         return TowerFeatures(
-            tokens["siglip"],
-            tokens["dinov2"],
-            (SIDE, SIDE),
-            audio=None if silent else tokens["audio"],
+            tokens["siglip"], tokens["dinov2"], (SIDE, SIDE), audio=tokens["audio"]
         )
 
 
