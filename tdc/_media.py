@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What reading pictures and sound share: opening a file, its clock, writing a file whole."""
+"""Opening media files, their clock, and writing a file or a folder whole."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import math
 import os
 import re
 import secrets
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -138,4 +140,29 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
+
+
+def check_new_folder(path: str | os.PathLike[str]) -> None:
+    """Raise `InputError` for anything but an empty folder or none."""
+    out = Path(path)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} exists and is not empty; give a new folder")
+
+
+@contextmanager
+def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary folder beside `path` that becomes `path` on success, vanishes on failure."""
+    target = Path(path)
+    check_new_folder(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        yield work
+        if target.exists():
+            target.rmdir()  # empty, checked above
+        work.chmod(0o755)
+        os.replace(work, target)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
         raise

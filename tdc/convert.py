@@ -10,8 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, BertTokenizer
 
+from ._media import check_new_folder, whole_folder
 from .beats import BEATs
 from .chat_templates import BY_MODEL_TYPE, CHATML
 from .config import TDCConfig
@@ -141,8 +140,7 @@ def convert_release(
         InputError: unknown, missing or wrongly shaped tensors (with the list), or missing files.
     """
     source, out = Checkpoint(release_dir), Path(out_dir)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} exists and is not empty; give a new folder")
+    check_new_folder(out)
     release = source.config()
     bert_dir = _bert_folder(source.folder, bert)
     parts, encoder = _parts(release, siglip, dinov2, beats, audio)
@@ -155,9 +153,7 @@ def convert_release(
     elsewhere = _elsewhere(siglip, dinov2, encoder, config)
     _check(config, source.shapes, taken, ignored, expected, tuple(elsewhere))
     report = Report(taken, ignored, out_dir=str(out))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
+    with whole_folder(out) as work:
         dtype = next(iter(source.tensors(dict(list(taken.items())[:1]))))[1].dtype
         config.dtype = dtype
         writer = ShardWriter(work, shard_bytes, len(taken), progress)
@@ -173,13 +169,6 @@ def convert_release(
         config.save_pretrained(work)
         model.generation_config.save_pretrained(work)
         _save_processor(source.folder, bert_dir, config, work)
-        if out.exists():
-            out.rmdir()  # empty, checked above
-        os.chmod(work, 0o755)
-        os.replace(work, out)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
     return report
 
 

@@ -23,11 +23,26 @@ from .processor import TDCProcessor
 from .times import clock
 from .video import probe
 
-SEGMENT_PROMPT = (
-    "This is part {number} of {total} of a long video, from {start} to {end}. Say briefly what in "
-    "this part helps to answer the question: {question}"
-)
-FINAL_PROMPT = "<think>\n{thoughts}\n</think>\n{question}"
+
+@dataclass(frozen=True)
+class Prompts:
+    """What the language model is asked, as format strings.
+
+    Attributes:
+        segment: of {number}, {total}, {start}, {end} and {question}.
+        thought: one line of the thoughts, of {start}, {end} and {answer}.
+        final: of {thoughts} and {question}.
+    """
+
+    segment: str = (
+        "This is part {number} of {total} of a long video, from {start} to {end}. Say briefly what "
+        "in this part helps to answer the question: {question}"
+    )
+    thought: str = "{start}-{end}: {answer}"
+    final: str = "<think>\n{thoughts}\n</think>\n{question}"
+
+
+PROMPTS = Prompts()
 
 
 @dataclass(frozen=True)
@@ -57,6 +72,7 @@ def answer_long_video(
     audio: Any = None,
     max_frames: int | None = None,
     segment_tokens: int = 128,
+    prompts: Prompts = PROMPTS,
     on_segment: Callable[[int, SegmentAnswer], None] | None = None,
     **generate: Any,
 ) -> LongVideoAnswer:
@@ -67,6 +83,7 @@ def answer_long_video(
         num_segments: N; 1 asks directly. The paper's tables use 1, 2, 3, 5 and 10.
         max_frames: frames per segment; default: what the token budget allows.
         segment_tokens: longest answer per segment.
+        prompts: other words for a model that does not know these.
         on_segment: called with (number, answer) of every segment.
         generate: options of ``model.generate`` for the final answer (and sampling options for all).
 
@@ -79,7 +96,7 @@ def answer_long_video(
     """
     if num_segments < 1:
         raise ValueError(f"num_segments is {num_segments}; expected at least 1")
-    per_segment = max_frames or _frames_per_segment(processor, question)
+    per_segment = max_frames or _frames_per_segment(processor, prompts, question)
     inputs = processor(
         text="<video>", videos=[video], audio=[audio], max_frames=num_segments * per_segment
     ).to(model.device)
@@ -93,13 +110,16 @@ def answer_long_video(
         options.pop("streamer", None)  # several answers at once cannot be streamed
         end = _duration(video, int(inputs["media_seconds"]) / model.config.fps)
         thoughts = _segment_answers(
-            model, processor, features, question, num_segments, end, options
+            model, processor, features, prompts, question, num_segments, end, options
         )
         for number, thought in enumerate(thoughts):
             if on_segment is not None:
                 on_segment(number, thought)
-        lines = [f"{_clock(t.start)}-{_clock(t.end)}: {t.answer}" for t in thoughts]
-        text = FINAL_PROMPT.format(thoughts="\n".join(lines), question=question)
+        lines = [
+            prompts.thought.format(start=_clock(t.start), end=_clock(t.end), answer=t.answer)
+            for t in thoughts
+        ]
+        text = prompts.final.format(thoughts="\n".join(lines), question=question)
         budget = max_frames or frame_budget(model.config, _prompt_length(processor, text))
         config = model.config
         final = features.sample(budget, config.num_scenes, config.similarity_threshold)
@@ -135,6 +155,7 @@ def _segment_answers(
     model: TDCForConditionalGeneration,
     processor: TDCProcessor,
     features: VideoFeatures,
+    prompts: Prompts,
     question: str,
     num_segments: int,
     end: float,
@@ -146,7 +167,7 @@ def _segment_answers(
     starts = [parts.times[first] for first in parts.cu_frames[:-1]]
     spans = list(pairwise([*starts, max(end, parts.times[-1])]))
     texts = [
-        SEGMENT_PROMPT.format(
+        prompts.segment.format(
             number=number + 1,
             total=len(spans),
             start=_clock(start),
@@ -182,6 +203,6 @@ def _prompt_length(processor: TDCProcessor, text: str) -> int:
     return len(processor.prompt_ids(_chat(processor, text)))
 
 
-def _frames_per_segment(processor: TDCProcessor, question: str) -> int:
-    text = SEGMENT_PROMPT.format(number=1, total=1, start="0:00", end="0:00", question=question)
+def _frames_per_segment(processor: TDCProcessor, prompts: Prompts, question: str) -> int:
+    text = prompts.segment.format(number=1, total=1, start="0:00", end="0:00", question=question)
     return frame_budget(processor.config, _prompt_length(processor, text))

@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from tdc._media import check_new_folder, whole_folder
 from tdc.errors import InputError
 from tdc.model import TDCForConditionalGeneration
 from tdc.processor import TDCProcessor
@@ -61,8 +60,7 @@ def merge_adapter(
     from peft import PeftModel
 
     out = Path(out_dir)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} exists and is not empty; give a new folder")
+    check_new_folder(out)
     settings, stage = read_settings(adapter_dir)
     settings = from_dict({**vars(settings), **(changes or {})}, SETTINGS_FILE)
     model, processor, _ = starting_model(settings, get_stage(stage))
@@ -72,16 +70,7 @@ def merge_adapter(
         reason = " ".join(str(error).split())
         raise InputError(f"the adapter does not fit its model: {reason:.300}") from None
     merged = merged.merge_and_unload().eval()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
+    with whole_folder(out) as work:
         merged.save_pretrained(work)
         processor.save_pretrained(work)
-        if out.exists():
-            out.rmdir()  # empty, checked above
-        os.chmod(work, 0o755)
-        os.replace(work, out)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
     return merged, processor

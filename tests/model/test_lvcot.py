@@ -11,7 +11,7 @@ import torch
 from tiny import tiny_config, tiny_model, tiny_processor, tiny_sound, tiny_video
 
 from tdc import InputError, answer_long_video
-from tdc.lvcot import FINAL_PROMPT, SEGMENT_PROMPT
+from tdc.lvcot import PROMPTS, Prompts
 from tdc.lvcot import ask as ask_model
 from tdc.model import MEDIA_INPUTS
 from tdc.times import clock
@@ -107,8 +107,17 @@ def test_prompts(pair, calls):
         assert question == QUESTION  # the compressor reads the bare question
     thoughts = "\n".join(f"{_clock(s.start)}-{_clock(s.end)}: {s.answer}" for s in result.segments)
     ((prompt, question),) = final
-    assert "<video>\n" + FINAL_PROMPT.format(thoughts=thoughts, question=QUESTION) in prompt
+    assert "<video>\n" + PROMPTS.final.format(thoughts=thoughts, question=QUESTION) in prompt
     assert question == QUESTION
+
+
+def test_prompts_in_other_words(pair, calls):
+    words = Prompts("part {number}/{total}: {question}", "{answer}!", "{thoughts} So {question}")
+    result = ask(pair, 2, prompts=words)
+    segments, ((final, _),) = calls["prompts"]
+    assert all(f"part {n}/2: {QUESTION}<" in p for n, (p, _) in enumerate(segments, 1))
+    first, second = (segment.answer for segment in result.segments)
+    assert f"<video>\n{first}!\n{second}! So {QUESTION}<" in final
 
 
 def test_segment_answers_are_those_of_the_segments_alone(pair):
@@ -122,7 +131,7 @@ def test_segment_answers_are_those_of_the_segments_alone(pair):
     with torch.no_grad():
         whole = model.encode_video(keep_dinov2=True, **media)
     second = whole.take([range(20, 40)], whole._cut([range(20, 40)], 4, None))
-    prompt = SEGMENT_PROMPT.format(
+    prompt = PROMPTS.segment.format(
         number=2, total=2, start=_clock(20), end=_clock(40), question=QUESTION
     )
     options = {"do_sample": False, "max_new_tokens": 4}
