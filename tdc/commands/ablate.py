@@ -33,7 +33,7 @@ def add(subparsers: Subparsers) -> None:
         metavar="N",
         type=positive_int,
         default=24_000,
-        help=f"examples in each of a variant's two stages {_DEFAULT}",
+        help=f"examples in each of a variant's three steps {_DEFAULT}",
     )
     parser.add_argument("--list", action="store_true", help="print what there is and what is done")
     parser.add_argument(
@@ -45,8 +45,8 @@ def add(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--recipe",
         metavar="DIR",
-        help="folder of python -m tdc.tiny, whose encoders all variants share; what is missing "
-        "there is trained first (default: OUT_DIR)",
+        help="folder of python -m tdc.tiny, whose encoders and stage 1 all variants share; what is "
+        "missing there is trained first (default: OUT_DIR)",
     )
     parser.add_argument(
         "--model", metavar="DIR", help="the model that LVCoT asks (default: merged in --recipe)"

@@ -64,16 +64,41 @@ class Pictures(Dataset):
         }
 
 
+PATCH_SIZES = (len(SHAPES) + 1, len(COLORS) + 1, len(BACKGROUNDS), len(TEXTURES), 2)
+
+
+def patch_loss(scores: Tensor, centers: Tensor, labels: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Loss and share of right objects of ``[B, patches, sum(PATCH_SIZES)]``."""
+    *logits, found = scores.split(PATCH_SIZES, dim=-1)
+    there = labels["shape"] > 0
+    weights = object_weights(there)
+    losses = [
+        (F.cross_entropy(x.transpose(1, 2), labels[name], reduction="none") * weights).sum()
+        for name, x in zip(("shape", "color", "background", "texture"), logits, strict=True)
+    ]
+    errors = (found - centers).square().sum(-1) * there
+    losses.append(CENTRES * errors.sum() / there.sum().clamp(1))
+    hits = (logits[0].argmax(-1) == labels["shape"]) & (logits[1].argmax(-1) == labels["color"])
+    return {"loss": torch.stack(losses).sum(), "accuracy": object_share(hits, there)}
+
+
+def object_weights(there: Tensor) -> Tensor:
+    """One patch in six shows an object: without weights a model learns to say "none" first."""
+    return torch.where(there, 1 / there.sum().clamp(1), 0.3 / (~there).sum().clamp(1))
+
+
+def object_share(hits: Tensor, there: Tensor) -> Tensor:
+    return ((hits & there).sum() / there.sum().clamp(1)).detach()[None]
+
+
 class LabelledTower(nn.Module):
     """A tower with a linear head over each of its own patches."""
-
-    sizes = (len(SHAPES) + 1, len(COLORS) + 1, len(BACKGROUNDS), len(TEXTURES), 2)
 
     def __init__(self, tower: VisionTower) -> None:
         super().__init__()
         self.tower = tower
         self.norm = nn.LayerNorm(tower.hidden_size)
-        self.head = nn.Linear(tower.hidden_size, sum(self.sizes))
+        self.head = nn.Linear(tower.hidden_size, sum(PATCH_SIZES))
 
     @property
     def grid(self) -> int:
@@ -84,19 +109,7 @@ class LabelledTower(nn.Module):
         grid, self.tower.token_grid = self.tower.token_grid, self.grid
         tokens = self.tower(pixels, chunk_size=len(pixels))
         self.tower.token_grid = grid
-        *logits, found = self.head(self.norm(tokens)).split(self.sizes, dim=-1)
-        there = labels["shape"] > 0
-        # One patch in six shows an object: without weights the tower learns to say "none" first.
-        weights = torch.where(there, 1 / there.sum().clamp(1), 0.3 / (~there).sum().clamp(1))
-        losses = [
-            (F.cross_entropy(x.transpose(1, 2), labels[name], reduction="none") * weights).sum()
-            for name, x in zip(("shape", "color", "background", "texture"), logits, strict=True)
-        ]
-        errors = (found - centers).square().sum(-1) * there
-        losses.append(CENTRES * errors.sum() / there.sum().clamp(1))
-        hits = (logits[0].argmax(-1) == labels["shape"]) & (logits[1].argmax(-1) == labels["color"])
-        object_hits = (hits & there).sum() / there.sum().clamp(1)
-        return {"loss": torch.stack(losses).sum(), "accuracy": object_hits.detach()[None]}
+        return patch_loss(self.head(self.norm(tokens)), centers, labels)
 
 
 class Sounds(Dataset):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tdc.lvcot import answer_long_video
+from tdc.lvcot import Prompts, answer_long_video
 from tdc.world import ask, make_clip, render_frames, render_sound
 from tdc.world.evaluate import ANSWER_TOKENS, Answered, Evaluation, evaluate, without_sound
 from tdc.world.scores import BoundaryScores
@@ -25,6 +25,8 @@ SEED = 1  # of the clips: the same for all variants that train
 # clip has 24 to 96 frames.
 CALL_FRAMES = 32
 SEGMENT_TOKENS = 24  # longest answer for a segment; the caption of a scene has about 20 words
+# In words that the tiny model knows.
+PROMPTS = Prompts("{question}", "{answer} ;", "{thoughts} {question}")
 
 
 def ask_set(
@@ -92,6 +94,7 @@ def _long_answer(
         audio=wave,
         max_frames=CALL_FRAMES,
         segment_tokens=SEGMENT_TOKENS,
+        prompts=PROMPTS,
         max_new_tokens=ANSWER_TOKENS,
         do_sample=False,
     )

@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, TrainingArguments, set_seed
 
-from tdc.model import Context, TDCForConditionalGeneration
+from tdc.model import TDCForConditionalGeneration
 from tdc.processor import TDCProcessor
 from tdc.train.config import TrainConfig
 from tdc.train.merge import merge_adapter
@@ -30,14 +30,17 @@ from tdc.train.starting_model import starting_model
 from tdc.train.trainer import SETTINGS_FILE, build_trainer, last_checkpoint, settings_text
 
 from . import examples
+from .card import write_finished
 from .config import new_model, new_processor
 from .cuts import similarity_threshold
+from .dense import CompressorAlone, Frames, LabelledCompressor, LabelledConnector, Pairs
 from .encoders import AccuracyTrainer, LabelledSound, LabelledTower, Pictures, Sounds
 from .examples import Examples, Mixture
 from .features import ClipFeatures, training_clip
 
 logger = logging.getLogger(__name__)
 Say = Callable[[str], None]
+ALONE = replace(get_stage(2), title="the compressor alone", sound=True)
 
 
 @dataclass(frozen=True)
@@ -49,43 +52,45 @@ class Recipe:
     clips: int = 4000  # whose features are kept: 1.0 GB
     pictures: int = 72_000  # seen by each image tower
     sounds: int = 6_400  # stretches of sound
-    images: int = 96_000  # examples of stage 1
-    frames: int = 128_000  # examples of the compressor alone
-    videos: int = 160_000  # examples of stage 2
-    audio_visual: int = 96_000  # examples of stage 3
+    labelled_frames: int = 32_000  # for the connector
+    labelled_pairs: int = 96_000  # of frames, for the compressor
+    images: int = 64_000  # examples of stage 1
+    frames: int = 64_000  # examples of the compressor alone
+    videos: int = 128_000  # examples of stage 2
+    audio_visual: int = 80_000  # examples of stage 3
     batch: int = 32  # of all processes together
-    rate: float = 1.5e-3
+    rate: float = 1.5e-3  # of the language model
+    slow_rate: float = 2e-4  # of connector and compressor, which labels have taught most of it
     encoder_rate: float = 3e-3  # 0.84 of the objects known where 1.5e-3 gives 0.66
     save_steps: int = 500
     logging_steps: int = 100
 
 
-class CompressorAlone(TDCForConditionalGeneration):
-    """The language model sees the compressed tokens of a dynamic frame and nothing else of it."""
-
-    def build_context(self, *args: Any, **kwargs: Any) -> Context:
-        context = super().build_context(*args, **kwargs)
-        queries = self.config.num_context_tokens
-        return replace(context, tokens=tuple(t[-queries - 1 : -1] for t in context.tokens))
-
-
 def run(recipe: Recipe, say: Say = print) -> Path:
     """All steps; returns the folder of the finished model."""
-    encoders = train_encoders(recipe, say)
-    clips = encoded_clips(recipe, encoders, say)
+    clips, folder = align(recipe, say)
     start = partial(_stage, recipe, clips, say)
-    # Pictures first at all tower tokens, then at a quarter: paper, stage 1.
-    folder = start("stage1", get_stage(1), encoders, recipe.images, examples.images)
     # Not the paper's: without it, questions about dynamic frames stay at chance for hours.
-    alone = replace(get_stage(2), title="the compressor alone", sound=True)
-    folder = start("compressor", alone, folder, recipe.frames, examples.frames)
+    folder = _labelled(recipe, say, "compressor-labels", ALONE, folder, clips)
+    folder = start("compressor", ALONE, folder, recipe.frames, examples.frames)
     folder = start("stage2", get_stage(2), folder, recipe.videos, examples.videos)
     folder = start("stage3", get_stage(3), folder, recipe.audio_visual, examples.sounding)
-    merged = recipe.out / "merged"
+    merged, finished = recipe.out / "merged", recipe.out / "tiny"
     if is_first() and not merged.exists():
         merge_adapter(folder, merged)
+    if is_first() and not finished.exists():
+        write_finished(recipe, merged, finished)
     wait()
-    return merged
+    return finished
+
+
+def align(recipe: Recipe, say: Say) -> tuple[ClipFeatures, Path]:
+    """Encoders, what they say about the training clips, and stage 1 on pictures."""
+    encoders = train_encoders(recipe, say)
+    clips = encoded_clips(recipe, encoders, say)
+    connector = _labelled(recipe, say, "connector-labels", get_stage(1), encoders, clips)
+    stage = (get_stage(1), connector, recipe.images, examples.images)
+    return clips, _stage(recipe, clips, say, "stage1", *stage)
 
 
 def processes() -> tuple[int, int]:
@@ -130,7 +135,7 @@ def _sounds(recipe: Recipe) -> Sounds:
 
 def _fit(recipe: Recipe, name: str, module: nn.Module, data: Dataset, batch: int, say: Say) -> None:
     set_seed(recipe.seed)
-    output = recipe.out / f"encoder-{name}"
+    output = recipe.out / f"fit-{name}"
     done = output / "weights.pt"
     if not done.exists():
         arguments = TrainingArguments(
@@ -173,6 +178,44 @@ def encoded_clips(recipe: Recipe, encoders: Path, say: Say) -> ClipFeatures:
     return clips
 
 
+def _labelled(
+    recipe: Recipe, say: Say, name: str, stage: Stage, start: Path, clips: ClipFeatures
+) -> Path:
+    """Connector (stage 1) or compressor on labels of what its tokens show."""
+    output = recipe.out / name
+    if (output / "config.json").exists():
+        return output
+    settings = stage_settings(recipe, start, output, stage.sound)
+    model, processor, _ = starting_model(settings, stage)
+    train_on_labels(recipe, name, stage, model, processor, clips, say)
+    if is_first():
+        _save(model.eval(), processor, output)
+    wait()
+    return output
+
+
+def train_on_labels(
+    recipe: Recipe,
+    name: str,
+    stage: Stage,
+    model: TDCForConditionalGeneration,
+    processor: TDCProcessor,
+    clips: ClipFeatures,
+    say: Say,
+    sound: bool = True,
+) -> None:
+    """The connector of a model of stage 1, the compressor of any other."""
+    labelled: nn.Module
+    data: Dataset
+    if stage.full_grid:
+        labelled = LabelledConnector(model)
+        data = Frames(clips, recipe.labelled_frames, labelled.grid, 1000 * recipe.seed + 14)
+    else:
+        labelled = LabelledCompressor(model)
+        data = Pairs(clips, recipe.labelled_pairs, processor, 1000 * recipe.seed + 15, sound)
+    _fit(recipe, name, labelled, data, recipe.batch, say)
+
+
 # --- stages --------------------------------------------------------------------------------------
 
 
@@ -210,6 +253,8 @@ def stage_settings(
         "sound": sound,
         "workers": 0,
         "learning_rate": recipe.rate,
+        "connector_learning_rate": recipe.slow_rate,
+        "compressor_learning_rate": recipe.slow_rate,
         "lora_rank": 32,
         "lora_alpha": 64,
         "lora_dropout": 0.0,

@@ -22,26 +22,26 @@ import torch
 from tdc._media import whole_file
 from tdc.errors import InputError
 from tdc.loading import load_model
-from tdc.train.stages import ENCODERS, get_stage
+from tdc.train.stages import get_stage
 from tdc.train.starting_model import starting_model
 from tdc.train.trainer import SETTINGS_FILE
 
 from . import examples
 from .ablations import BASELINE, Ablation, Setting, chosen, configured
 from .config import new_model, new_processor, tiny_config
+from .dense import CompressorAlone
 from .examples import Examples
 from .features import ClipFeatures, training_clip
 from .measures import SETS, ask_long, ask_set
 from .recipe import (
-    CompressorAlone,
     Recipe,
     Say,
-    encoded_clips,
+    align,
     is_first,
     load,
     processes,
     stage_settings,
-    train_encoders,
+    train_on_labels,
     train_stage,
     wait,
 )
@@ -56,8 +56,8 @@ class Sweep:
 
     Attributes:
         out: a folder ``<ablation>/<setting>/seed-<n>`` per variant.
-        recipe: ``recipe.out`` holds, or will hold, the encoders and what they say about the clips.
-        examples: of each of the two stages of a variant.
+        recipe: ``recipe.out`` holds, or will hold, what it trains up to stage 1.
+        examples: of each of the three steps of a variant.
         seeds: variants per setting.
         only: names of ablations; None: all.
         clips, questions: asked after training, per kind of clip and per clip.
@@ -189,13 +189,10 @@ class _Shared:
     detail: Say
 
     @cached_property
-    def encoders(self) -> Path:
-        return train_encoders(self.sweep.recipe, self.detail)
-
-    @cached_property
-    def clips(self) -> ClipFeatures:
+    def aligned(self) -> tuple[ClipFeatures, Path]:
+        """Features of the training clips, and the model of stage 1."""
         _check_seed(self.sweep.recipe)
-        return encoded_clips(self.sweep.recipe, self.encoders, self.detail)
+        return align(self.sweep.recipe, self.detail)
 
     @cached_property
     def finished(self) -> Any:
@@ -280,23 +277,27 @@ def _trained(shared: _Shared, variant: Variant, folder: Path) -> dict[str, Any]:
 
 
 def _train(shared: _Shared, variant: Variant, folder: Path) -> Path:
-    """The compressor alone, then videos with sound: stages 2 and 3 in one, without LoRA."""
+    """The compressor on labels, the compressor alone, then videos with sound: stages 2 and 3 in
+    one, without LoRA."""
     sweep, setting = shared.sweep, variant.setting
     first, last = folder / "compressor", folder / "videos"
     stage = replace(get_stage(2), title="videos with sound", sound=True)
-    recipe = replace(sweep.recipe, seed=variant.seed)
-    data = _Data(shared.clips, sweep.examples, sweep.batch, variant.seed)
+    recipe = replace(sweep.recipe, out=folder, seed=variant.seed, labelled_pairs=sweep.examples)
+    clips, aligned = shared.aligned
+    data = _Data(clips, sweep.examples, sweep.batch, variant.seed)
 
     def say(text: str) -> None:
         shared.detail(f"{variant}: {text}")
 
     if not (first / SETTINGS_FILE).exists():
-        settings = stage_settings(recipe, shared.encoders, first, setting.sound)
+        settings = stage_settings(recipe, aligned, first, setting.sound)
         # A pair of frames is one scene here, wherever the variant would cut.
-        model = start(shared.encoders, {**setting.changes, "num_scenes": 1}, variant.seed)
+        model = start(aligned, {**setting.changes, "num_scenes": 1}, variant.seed)
+        processor = new_processor(model.config)
+        parts = (stage, model, processor)
+        train_on_labels(recipe, "labels", *parts, clips, say, setting.sound)
         model.__class__ = CompressorAlone
-        frames = data(examples.frames, 0)
-        train_stage(settings, stage, model, new_processor(model.config), frames, say)
+        train_stage(settings, *parts, data(examples.frames, 0), say)
     if not (last / SETTINGS_FILE).exists():
         scenes = {"num_scenes": configured(tiny_config(), setting.changes).num_scenes}
         settings = stage_settings(recipe, first, last, setting.sound, model_config=scenes)
@@ -319,15 +320,15 @@ class _Data:
         return Examples(self.clips, self.size, self.batch, mixture, True, seed)
 
 
-def start(encoders: Path, changes: dict[str, Any], seed: int) -> Any:
-    """A new model around the trained encoders.
+def start(aligned: Path, changes: dict[str, Any], seed: int) -> Any:
+    """The model of stage 1 with a new compressor.
 
     Whatever has the same name and shape in the unchanged model of that seed begins alike.
     """
-    trained, _ = load(encoders)
+    trained, _ = load(aligned)
     given = new_model(seed).state_dict()
     for name, tensor in trained.state_dict().items():
-        if name.startswith(ENCODERS):
+        if not name.startswith("compressor."):
             given[name] = tensor
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -13,6 +13,7 @@ CLIP_PROMPT = "what happens in the video ?"
 FRAME_PROMPT = "what is seen now ?"
 # The least way (64ths) that counts as movement between two frames: one second of a slow scene.
 LEAST_MOVE = 4.0
+SINCE = ("still", *(f"moved {way}" for way in DIRECTIONS), "new", "turned")
 _FROM = dict(zip(("right", "left", "down", "up"), SIDES, strict=True))
 
 
@@ -74,7 +75,7 @@ def frame_caption(clip: Clip, frame: int) -> str:
     scene = clip.scenes[number]
     parts = []
     for thing in in_reading_order(scene, time):
-        words = [look(thing, time), place_of(thing.position(time)), *_since(thing, time)]
+        words = [look(thing, time), place_of(thing.position(time)), *since_first(thing, time)]
         parts.append(" ".join(words))
     parts += [f"{look(thing)} gone" for thing in gone(scene, time)]
     return " ; ".join([*parts, f"on {ground(scene)}", clip.sounds[frame] or SILENCE])
@@ -100,7 +101,8 @@ def new(scene: Scene, time: float) -> list[Thing]:
     return [thing for thing in scene.visible(time) if not thing.visible(0)]
 
 
-def _since(thing: Thing, time: float) -> list[str]:
+def since_first(thing: Thing, time: float) -> list[str]:
+    """What became of an object since its scene's first frame: SINCE, and "turned" beside a way."""
     if time == 0:
         return []
     if not thing.visible(0):

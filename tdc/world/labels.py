@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every patch of a frame shows: dense targets for training image towers."""
+"""What every part of a frame shows: dense targets for training."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from tdc.errors import InputError
+from tdc.world.captions import SINCE, since_first
 from tdc.world.clips import UNITS, Clip
 from tdc.world.render import MIN_SIZE, stamp
-from tdc.world.words import BACKGROUNDS, COLORS, SHAPES, TEXTURES
+from tdc.world.words import BACKGROUNDS, COLORS, SHAPES, SOUNDS, TEXTURES
 
 # Of a patch, for the object to be its label: at 4 x 4 patches an object amid four of them covers
 # 0.1 (star) to 0.24 (square) of each.
@@ -83,3 +84,37 @@ def patch_labels(clip: Clip, frame: int, grid: int) -> PatchLabels:
         centers,
         tuple(objects),
     )
+
+
+@dataclass(frozen=True)
+class PlaceLabels:
+    """Labels of the nine places of a frame (`motion.place_of`, row by row), and of the whole of it.
+
+    Attributes:
+        shape, color, since: int64 [9], 0 for no object, else 1 + index in SHAPES, COLORS and
+            `captions.SINCE` (seen from the first frame of the scene).
+        ground: int64 [2], index in BACKGROUNDS and in TEXTURES.
+        sound: 0 for silence, else 1 + index in SOUNDS.
+    """
+
+    shape: np.ndarray
+    color: np.ndarray
+    since: np.ndarray
+    ground: np.ndarray
+    sound: int
+
+
+def place_labels(clip: Clip, frame: int) -> PlaceLabels:
+    """Labels of a frame that is seen through a few tokens, which stand for no patches."""
+    number, time = clip.locate(frame)
+    scene = clip.scenes[number]
+    shape, color, since = np.zeros((3, 9), dtype=np.int64)
+    for thing in scene.visible(time):
+        x, y = (min(2, int(3 * v / UNITS)) for v in thing.position(time))
+        shape[3 * y + x] = 1 + _SHAPES.index(thing.shape)
+        color[3 * y + x] = 1 + _COLORS.index(thing.color_at(time))
+        what = since_first(thing, time)
+        since[3 * y + x] = 1 + SINCE.index(what[0]) if what else 0
+    ground = np.array([_BACKGROUNDS.index(scene.background), TEXTURES.index(scene.texture)])
+    sound = clip.sounds[frame]
+    return PlaceLabels(shape, color, since, ground, 0 if sound is None else 1 + SOUNDS.index(sound))

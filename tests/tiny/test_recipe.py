@@ -5,17 +5,21 @@ from __future__ import annotations
 
 import shutil
 from functools import partial
+from random import Random
 
 import pytest
 import torch
 
-from tdc.tiny import examples, recipe
+from tdc.tiny import dense, examples, recipe
 from tdc.tiny.config import new_model, new_processor, tiny_config
+from tdc.tiny.dense import Frames, LabelledCompressor, LabelledConnector, Pairs
 from tdc.tiny.encoders import LabelledSound, LabelledTower, Pictures, Sounds
 from tdc.tiny.features import ClipFeatures, clip_features, training_clip
 from tdc.train.tower_features import MediaBatch, MediaEncoder
-from tdc.world import ask, clip_caption, make_clip, vocabulary
-from tdc.world.words import BACKGROUNDS
+from tdc.world import ask, clip_caption, make_clip, motion, vocabulary
+from tdc.world.captions import SINCE
+from tdc.world.labels import place_labels
+from tdc.world.words import COLORS, SHAPES, SOUNDS
 
 CLIPS = 20  # one of each place of features.TRAINING
 
@@ -109,14 +113,11 @@ def test_the_compressor_alone_hides_the_static_frame(model, clips):
         assert torch.equal(one[-other.shape[0] - 1 : -1], other)
 
 
-@pytest.mark.parametrize("name", ["siglip", "dinov2"])
-def test_a_tower_learns_its_labels(name):
-    torch.manual_seed(0)
-    labelled = LabelledTower(getattr(new_model(0).video_encoder, name))
-    data = Pictures(16, labelled.grid, 3)
+def learn(labelled, data) -> None:
+    """Falls on one batch."""
     batch = torch.utils.data.default_collate([data[i] for i in range(16)])
-    assert batch["background"].max() < len(BACKGROUNDS)
-    optimizer = torch.optim.AdamW(labelled.parameters(), 3e-3)
+    trained = [p for p in labelled.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, 3e-3)
     losses = []
     for _ in range(15):
         out = labelled(**batch)
@@ -124,8 +125,58 @@ def test_a_tower_learns_its_labels(name):
         out["loss"].backward()
         optimizer.step()
         losses.append(out["loss"].item())
+        assert 0 <= out["accuracy"].item() <= 1
     assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize("name", ["siglip", "dinov2"])
+def test_a_tower_learns_its_labels(name):
+    torch.manual_seed(0)
+    labelled = LabelledTower(getattr(new_model(0).video_encoder, name))
+    learn(labelled, Pictures(16, labelled.grid, 3))
     assert labelled.tower.token_grid == tiny_config().tower_grid  # as it was
+
+
+def test_the_connector_learns_its_labels(clips):
+    torch.manual_seed(0)
+    labelled = LabelledConnector(new_model(0))
+    assert labelled.grid == tiny_config().connector_grid
+    learn(labelled, Frames(clips, 16, labelled.grid, 3))
+
+
+@pytest.mark.parametrize("sound", [True, False])
+def test_the_compressor_learns_its_labels_and_nothing_else_learns(clips, sound):
+    torch.manual_seed(0)
+    model = new_model(0)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    data = Pairs(clips, 16, new_processor(model.config), 3, sound)
+    assert ("audio" in data[0]) == sound
+    learn(LabelledCompressor(model), data)
+    changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    assert changed and all(name.startswith("compressor.") for name in changed)
+
+
+def test_pairs_are_of_one_scene_and_labelled_as_the_later_frame(clips):
+    for number in range(20):
+        clip, first, later, features = dense.some_pair(clips, Random(number))
+        scene, time = clip.locate(later)
+        assert clip.starts[scene] == first < later and time > 0
+        assert len(features.siglip) == clip.num_frames
+        labels = place_labels(clip, later)
+        visible = clip.scenes[scene].visible(time)
+        assert (labels.shape > 0).sum() == len(visible)
+        for thing in visible:
+            cell = motion.place_of(thing.position(time))
+            place = [
+                motion.place_of((10 + 22 * x, 10 + 22 * y)) for y in range(3) for x in range(3)
+            ]
+            index = place.index(cell)
+            assert SHAPES[labels.shape[index] - 1] == thing.shape
+            assert list(COLORS)[labels.color[index] - 1] == thing.color_at(time)
+            new = not thing.visible(0)
+            assert (SINCE[labels.since[index] - 1] == "new") == new
+        heard = clip.sounds[later]
+        assert labels.sound == (0 if heard is None else 1 + SOUNDS.index(heard))
 
 
 def test_a_second_of_sound_has_the_label_of_the_clip():
@@ -146,7 +197,8 @@ def test_the_whole_recipe_and_again(tmp_path):
     said: list[str] = []
     sizes = {
         **{"clips": CLIPS, "pictures": 48, "sounds": 16, "images": 8, "frames": 8, "videos": 8},
-        **{"audio_visual": 8, "batch": 4, "save_steps": 1, "logging_steps": 1},
+        **{"labelled_frames": 8, "labelled_pairs": 8, "audio_visual": 8},
+        **{"batch": 4, "save_steps": 1, "logging_steps": 1},
     }
     short = recipe.Recipe(tmp_path / "tiny", **sizes)
     folder = recipe.run(short, said.append)
@@ -158,5 +210,9 @@ def test_the_whole_recipe_and_again(tmp_path):
     for name in (recipe.SETTINGS_FILE, "adapter_model.safetensors"):
         (short.out / "stage3" / name).unlink()
     shutil.rmtree(folder)
+    shutil.rmtree(short.out / "merged")
     recipe.run(short, said.append)
     assert (folder / "model.safetensors").read_bytes() == first
+    assert len(first) < 10 * 2**20
+    card = (folder / "README.md").read_text()
+    assert "seed 0, batches of 4" in card and "| stage 2: videos | 8 |" in card

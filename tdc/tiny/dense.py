@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Connector and compressor, trained on labels before the language model looks at their tokens.
+
+What a token shows has to be easy to read from it before a language model of this size, which asks
+for one thing at a time, can learn to read it. Left to themselves the connector dropped the colors
+of objects for good (docs/tiny.md). The heads are thrown away.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from random import Random
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from tdc.model import Context, TDCForConditionalGeneration
+from tdc.processor import TDCProcessor
+from tdc.train.tower_features import MediaBatch, MediaEncoder, TowerFeatures
+from tdc.world import Clip, ask_frame, patch_labels
+from tdc.world.captions import SINCE
+from tdc.world.labels import place_labels
+from tdc.world.words import BACKGROUNDS, COLORS, SHAPES, SOUNDS, TEXTURES
+
+from .config import SIDE
+from .encoders import PATCH_SIZES, object_share, object_weights, patch_loss
+from .features import ClipFeatures, some_frames
+
+_OBJECT_SIZES = (len(SHAPES) + 1, len(COLORS) + 1, len(SINCE) + 1)
+_FRAME_SIZES = (len(BACKGROUNDS), len(TEXTURES), len(SOUNDS) + 1)
+PLACES = 9
+QUESTION_WORDS = 16  # longest question about a frame, for batches of one shape
+
+
+class Frames(Dataset):
+    """Tower tokens of single frames with the labels of a grid of patches."""
+
+    def __init__(self, clips: ClipFeatures, size: int, grid: int, seed: int) -> None:
+        self.clips, self.size, self.grid, self.seed = clips, size, grid, seed
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
+        rng = Random(f"{self.seed}/{number}")
+        index = rng.randrange(self.clips.count)
+        clip, features = self.clips.clip(index), self.clips[index]
+        frame = rng.randrange(clip.num_frames)
+        labels = patch_labels(clip, frame, self.grid)
+        return {
+            "siglip": features.siglip[frame],
+            "dinov2": features.dinov2[frame],
+            "centers": torch.from_numpy(labels.centers).flatten(0, 1),
+            **{
+                name: torch.from_numpy(getattr(labels, name)).flatten()
+                for name in ("shape", "color", "background", "texture")
+            },
+        }
+
+
+class LabelledConnector(nn.Module):
+    """The connector with a linear head over each of a frame's tokens."""
+
+    def __init__(self, model: TDCForConditionalGeneration) -> None:
+        super().__init__()
+        encoder: Any = model.video_encoder
+        self.connector = encoder.connector
+        width = self.connector.projector[-1].out_features
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, sum(PATCH_SIZES))
+
+    @property
+    def grid(self) -> int:
+        return self.connector.output_grid
+
+    def forward(
+        self, siglip: Tensor, dinov2: Tensor, centers: Tensor, **labels: Tensor
+    ) -> dict[str, Tensor]:
+        tokens = self.connector.grid_tokens(siglip, dinov2, chunk_size=None)
+        return patch_loss(self.head(self.norm(tokens)), centers, labels)
+
+
+class Pairs(Dataset):
+    """The first frame of a scene and a later one, a question, and labels of the later one."""
+
+    def __init__(
+        self, clips: ClipFeatures, size: int, processor: TDCProcessor, seed: int, sound: bool = True
+    ) -> None:
+        self.clips, self.size, self.processor = clips, size, processor
+        self.seed, self.sound = seed, sound
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
+        rng = Random(f"{self.seed}/{number}")
+        clip, first, later, features = some_pair(self.clips, rng)
+        labels = place_labels(clip, later)
+        question = ask_frame(clip, later, salt=rng.getrandbits(32))[0].text
+        ids = self.processor.qformer_tokenizer(question).input_ids[:QUESTION_WORDS]
+        padding = QUESTION_WORDS - len(ids)
+        pair = some_frames(features, [first, later])
+        assert pair.audio is not None
+        return {
+            "siglip": pair.siglip,
+            "dinov2": pair.dinov2,
+            **({"audio": pair.audio} if self.sound else {}),
+            "question_ids": torch.tensor(ids + [0] * padding),
+            "question_mask": torch.tensor([1] * len(ids) + [0] * padding),
+            "objects": torch.from_numpy(np.stack([labels.shape, labels.color, labels.since])),
+            "whole": torch.tensor([*labels.ground, labels.sound]),
+        }
+
+
+def some_pair(clips: ClipFeatures, rng: Random) -> tuple[Clip, int, int, TowerFeatures]:
+    """A clip, the first frame of one of its scenes, a later one of it, and the clip's features."""
+    while True:
+        index = rng.randrange(clips.count)
+        clip = clips.clip(index)
+        scene = rng.randrange(len(clip.scenes))
+        start, length = clip.starts[scene], clip.scenes[scene].num_frames
+        if length > 1:
+            return clip, start, start + rng.randrange(1, length), clips[index]
+
+
+class CompressorAlone(TDCForConditionalGeneration):
+    """The language model sees the compressed tokens of a dynamic frame and nothing else of it."""
+
+    def build_context(self, *args: Any, **kwargs: Any) -> Context:
+        context = super().build_context(*args, **kwargs)
+        return replace(context, tokens=dynamic_tokens(context, self.config.num_context_tokens))
+
+
+def dynamic_tokens(context: Context, queries: int) -> tuple[Tensor, ...]:
+    """``[K, D]`` of every pair: those before the last separator."""
+    return tuple(tokens[-queries - 1 : -1] for tokens in context.tokens)
+
+
+class LabelledCompressor(nn.Module):
+    """The compressor with one linear head over all K tokens of a dynamic frame."""
+
+    def __init__(self, model: TDCForConditionalGeneration) -> None:
+        super().__init__()
+        config = model.config
+        self.model = model.requires_grad_(False)
+        model.compressor.requires_grad_(True)
+        width = config.num_context_tokens * config.text_config.hidden_size
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, PLACES * sum(_OBJECT_SIZES) + sum(_FRAME_SIZES))
+
+    def forward(
+        self,
+        siglip: Tensor,
+        dinov2: Tensor,
+        question_ids: Tensor,
+        question_mask: Tensor,
+        objects: Tensor,
+        whole: Tensor,
+        audio: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """``siglip``, ``dinov2``, ``audio [B, 2, T, C]``; ``objects [B, 3, 9]``, ``whole [B, 3]``:
+        classes as in :class:`tdc.world.labels.PlaceLabels`."""
+        sounds = [None] * len(siglip) if audio is None else audio
+        pairs = [
+            TowerFeatures(*frames, (SIDE, SIDE), audio=heard)
+            for *frames, heard in zip(siglip, dinov2, sounds, strict=True)
+        ]
+        features = MediaEncoder(self.model.video_encoder).encode(MediaBatch(pairs))
+        cuts = features.segmentation
+        one_scene = replace(cuts, boundaries=torch.full_like(cuts.boundaries, 2))
+        features = replace(features, segmentation=one_scene)
+        context = self.model.build_context(features, question_ids, question_mask)
+        tokens = dynamic_tokens(context, self.model.config.num_context_tokens)
+        scores = self.head(self.norm(torch.stack([one.flatten() for one in tokens])))
+        places, frame = scores.split([PLACES * sum(_OBJECT_SIZES), sum(_FRAME_SIZES)], dim=-1)
+        return self._loss(places.unflatten(-1, (PLACES, -1)), frame, objects, whole)
+
+    def _loss(
+        self, places: Tensor, frame: Tensor, objects: Tensor, whole: Tensor
+    ) -> dict[str, Tensor]:
+        losses, there = [], objects[:, 0] > 0
+        hits = torch.ones_like(there)
+        weights = object_weights(there)
+        for scores, truth in zip(places.split(_OBJECT_SIZES, -1), objects.unbind(1), strict=True):
+            errors = F.cross_entropy(scores.transpose(1, 2), truth, reduction="none")
+            losses.append((errors * weights).sum())
+            hits = hits & (scores.argmax(-1) == truth)
+        for scores, truth in zip(frame.split(_FRAME_SIZES, -1), whole.unbind(1), strict=True):
+            losses.append(F.cross_entropy(scores, truth))
+        return {"loss": torch.stack(losses).sum(), "accuracy": object_share(hits, there)}
