@@ -146,7 +146,9 @@ class LabelledCompressor(nn.Module):
     def __init__(self, model: TDCForConditionalGeneration) -> None:
         super().__init__()
         config = model.config
-        self.model = model.requires_grad_(False)
+        # Only what learns is a part of this: checkpoints of tied embeddings cannot be written.
+        self.compressor = model.compressor
+        self._whole = (model.requires_grad_(False),)
         model.compressor.requires_grad_(True)
         width = config.num_context_tokens * config.text_config.hidden_size
         self.norm = nn.LayerNorm(width)
@@ -169,12 +171,13 @@ class LabelledCompressor(nn.Module):
             TowerFeatures(*frames, (SIDE, SIDE), audio=heard)
             for *frames, heard in zip(siglip, dinov2, sounds, strict=True)
         ]
-        features = MediaEncoder(self.model.video_encoder).encode(MediaBatch(pairs))
+        (model,) = self._whole
+        features = MediaEncoder(model.video_encoder).encode(MediaBatch(pairs))
         cuts = features.segmentation
         one_scene = replace(cuts, boundaries=torch.full_like(cuts.boundaries, 2))
         features = replace(features, segmentation=one_scene)
-        context = self.model.build_context(features, question_ids, question_mask)
-        tokens = dynamic_tokens(context, self.model.config.num_context_tokens)
+        context = model.build_context(features, question_ids, question_mask)
+        tokens = dynamic_tokens(context, model.config.num_context_tokens)
         scores = self.head(self.norm(torch.stack([one.flatten() for one in tokens])))
         places, frame = scores.split([PLACES * sum(_OBJECT_SIZES), sum(_FRAME_SIZES)], dim=-1)
         return self._loss(places.unflatten(-1, (PLACES, -1)), frame, objects, whole)
