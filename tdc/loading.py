@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Model and processor for the command: from a folder, or the embedded small ones.
+"""Model and processor for the command: from a folder, or the tiny ones of the package.
 
 ``from_pretrained`` initialises tensors that a checkpoint lacks and merely warns; the answer of such
 a model looks like any other. Here a missing, unexpected or wrongly shaped tensor is an error.
@@ -24,13 +24,13 @@ from .convert import Checkpoint, read_json
 from .errors import InputError
 from .model import TDCForConditionalGeneration
 from .processor import TDCProcessor
-from .small import build_small
 from .towers import VisionTower
 
 logger = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-UNTRAINED = "untrained weights (the embedded small model): the answer means nothing"
+TINY = Path(__file__).parent / "assets" / "tiny"  # docs/tiny.md
+ABOUT_TINY = "the tiny TDC that comes with the package; it knows drawn clips and their words alone"
 _LISTED = 8  # tensors named in an error before "and N more"
 
 
@@ -41,7 +41,7 @@ class Loaded:
     model: TDCForConditionalGeneration
     processor: TDCProcessor
     note: str
-    trained: bool  # False for the embedded small model
+    tiny: bool = False  # the one of the package, taken where no folder is named
 
 
 def load_model(
@@ -52,8 +52,8 @@ def load_model(
     """Model and processor in eval mode.
 
     Args:
-        model_dir: folder written by ``tdc convert`` or ``save_pretrained``; None: the embedded
-            small model with untrained weights.
+        model_dir: folder written by ``tdc convert`` or ``save_pretrained``; None: the tiny TDC of
+            the package, which was trained on drawn clips (``docs/tiny.md``).
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``; None: the GPUs if there are any (a model is
             spread over several by ``device_map="auto"``), else the CPU.
         dtype: ``"fp32"``, ``"bf16"``, ``"fp16"``; None: as saved on GPUs, fp32 on the CPU.
@@ -62,12 +62,7 @@ def load_model(
         InputError: no TDC model in the folder, a damaged one, or a device that is not there.
     """
     place = pick_device(device)
-    if model_dir is None:
-        model, processor = build_small()
-        small: Any = model  # torch and transformers annotate .to() differently
-        small.to(device=place, dtype=_dtype(dtype, "fp32"))
-        return Loaded(model, processor, UNTRAINED, trained=False)
-    folder = Path(model_dir)
+    folder = TINY if model_dir is None else Path(model_dir)
     config = read_config(folder)
     spread = device is None and place.type == "cuda" and torch.cuda.device_count() > 1
     options: dict[str, Any] = {"device_map": "auto"} if spread else {}
@@ -85,7 +80,8 @@ def load_model(
     with _one_line(folder):
         processor = TDCProcessor.from_pretrained(folder)
     model = model.eval() if spread else model.eval().to(place)
-    return Loaded(model, processor, _describe(folder, model), trained=True)
+    note = ABOUT_TINY if model_dir is None else _describe(folder, model)
+    return Loaded(model, processor, note, tiny=model_dir is None)
 
 
 def load_dinov2(
@@ -98,12 +94,8 @@ def load_dinov2(
     Arguments and errors as for :func:`load_model`.
     """
     place = pick_device(device)
-    if model_dir is None:
-        model, _ = build_small()
-        tower = model.video_encoder.dinov2
-        assert tower is not None
-        return tower.to(device=place, dtype=_dtype(dtype, "fp32")), model.config
-    folder, prefix = Path(model_dir), "video_encoder.dinov2.model."
+    folder = TINY if model_dir is None else Path(model_dir)
+    prefix = "video_encoder.dinov2.model."
     config = read_config(folder)
     if config.dinov2_config is None:
         raise InputError(

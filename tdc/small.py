@@ -1,22 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The embedded small configuration: the whole model at toy width, with untrained weights.
+"""A small configuration with the paper's token counts, for tests and measurements.
 
 Every part is the real one (27 x 27 patches, 144 tokens a frame, sound, Q-Former, language model);
-only widths and depths are small, so that a laptop runs it in seconds and nothing is downloaded. The
-answers of untrained weights mean nothing, which is said wherever they are shown.
+only widths and depths are small. The tokenizers know every text and need no vocabulary.
 """
 
 from __future__ import annotations
 
 import string
 
-import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import BertTokenizer, PreTrainedTokenizerFast
 
 from .config import TDCConfig
-from .model import TDCForConditionalGeneration
-from .processor import TDCProcessor
 
 
 def small_config() -> TDCConfig:
@@ -59,15 +55,6 @@ def small_config() -> TDCConfig:
         connector_heads=4,
         num_scenes=6,
     )
-
-
-def build_small(seed: int = 0) -> tuple[TDCForConditionalGeneration, TDCProcessor]:
-    """Model and processor of the small configuration, initialised from ``seed``."""
-    config = small_config()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = TDCForConditionalGeneration(config).eval()
-    return model, TDCProcessor(byte_tokenizer(), character_bert_tokenizer(), config)
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

@@ -42,8 +42,7 @@ def draw_timeline(
     anchors: Sequence[int] = (),
     duration: float | None = None,
     title: str = "",
-    question: str | None = None,
-    answer: str | None = None,
+    notes: Sequence[tuple[str, str]] = (),
     waveform: np.ndarray | None = None,
     sample_rate: int = 16000,
 ) -> Path:
@@ -58,7 +57,9 @@ def draw_timeline(
             of more an even choice.
         anchors: frame indices of the static frames.
         duration: right end in seconds of the same clock; default one step after the last frame.
-        title, question, answer: texts; long ones are wrapped and shortened.
+        title: above all; a long one is shortened.
+        notes: (label, text) pairs below all, such as a question and its answer; long texts are
+            wrapped and shortened.
         waveform: float [n] mono in [-1, 1] at `sample_rate` Hz from the first time stamp on.
 
     Raises:
@@ -80,7 +81,7 @@ def draw_timeline(
     span = right - left
     length = clock(span) if span >= 1 else f"{span:.2f} s"
     summary = f"{_count(len(starts), 'scene')}, {_count(len(times), 'frame')}, {length}"
-    page = _Page(title or "Timeline", summary, _notes(question, answer))
+    page = _Page(title or "Timeline", summary, _wrapped(notes))
     page.thumbnails(scenes, pictures)
     axes = page.plot(2.1)
     _draw_similarity(axes, scenes, times, curve, [int(a) for a in anchors])
@@ -122,17 +123,15 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _notes(question: str | None, answer: str | None) -> list[tuple[str, str]]:
+def _wrapped(notes: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
     """(label, line) pairs; a text is wrapped to the page and ends with … after five lines."""
-    notes = []
-    for label, text in (("Question", question), ("Answer", answer)):
-        if text is None:
-            continue
-        lines = textwrap.wrap(" ".join(text.split()), 150, max_lines=5, placeholder=" …") or [
-            "(empty)"
-        ]
-        notes += [(label if i == 0 else "", line) for i, line in enumerate(lines)]
-    return notes
+    return [
+        (label if number == 0 else "", line)
+        for label, text in notes
+        for number, line in enumerate(
+            textwrap.wrap(" ".join(text.split()), 150, max_lines=5, placeholder=" …") or [""]
+        )
+    ]
 
 
 class _Page:

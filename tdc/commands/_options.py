@@ -36,7 +36,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--model",
         metavar="DIR",
         help="folder written by tdc convert or save_pretrained "
-        "(default: an embedded small model with untrained weights)",
+        "(default: the tiny TDC that comes with the package)",
     )
     group.add_argument(
         "--device", metavar="D", help="cpu, cuda or cuda:N (default: the GPUs if there are any)"

@@ -50,7 +50,7 @@ def run(arguments: Any) -> None:
     if arguments.lvcot and arguments.question is None:
         raise InputError("--lvcot needs a question; give it after the video")
     loaded = load(arguments)
-    if not loaded.trained:
+    if loaded.tiny:
         note(f"note: no --model given: {loaded.note}")
     if arguments.lvcot:
         _long_video(arguments, loaded)

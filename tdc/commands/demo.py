@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,15 +18,22 @@ if TYPE_CHECKING:
     from tdc.commands._report import Layout
 
 
+# A clip that no training saw, with three things to ask about: a picture, a sound, an order.
+CLIP = (1, 3)  # seed and number, of the test split; docs/tiny.md says how it was chosen
+KINDS = ("color", "seen_while", "order_shape")
+SIZE = 256  # pixels a side of the clip
+
+
 def add(subparsers: Subparsers) -> None:
     parser = command(
         subparsers,
         "demo",
         run,
         "run everything once and show what happens",
-        "Without --video a clip with several scenes, motion and sound is made first.",
+        "Without --video a clip with several scenes, motion and sound is drawn first and asked "
+        "about; the right answers stand beside the model's.",
     )
-    parser.add_argument("--video", metavar="PATH", help="your own video instead of the made clip")
+    parser.add_argument("--video", metavar="PATH", help="your own video instead of the drawn clip")
     parser.add_argument(
         "--out",
         metavar="DIR",
@@ -36,12 +43,18 @@ def add(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--question",
         metavar="Q",
-        default="What happens in this video?",
-        help="(default: %(default)s)",
+        help="ask this instead (default for a video of yours: what happens in the video?)",
     )
     add_audio(parser)
     add_generation(parser, tokens=32)
     add_model(parser)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    question: str
+    truth: str | None = None  # where it is known
+    answer: str = ""
 
 
 def run(arguments: Any) -> None:
@@ -49,68 +62,72 @@ def run(arguments: Any) -> None:
     from tdc.commands._report import layout, print_scenes, scenes
 
     out = Path(arguments.out)
-    video = _video(arguments, out)
+    video, asked = _subject(arguments, out)
     loaded = load(arguments)
-    result = _Run(arguments, loaded, str(video))
-    which = loaded.note if loaded.trained else "embedded small model, untrained weights"
-    print(f"TDC demo: {video}, {which}")
-    if not loaded.trained:
-        print(
-            "Everything is computed for real, but with untrained weights the answer means nothing."
-        )
+    result = _Run(arguments, loaded, str(video), asked)
+    print(f"TDC demo: {video}, {loaded.note}")
     features = result.encoded.features
     found = scenes(features.segmentation, features.times, result.encoded.duration)
     print(f"\nScenes ({count(len(features.times), 'frame')}, {result.encoded.duration:.1f} s)\n")
     print_scenes(found)
     print("\nContext\n")
     _print_layout(layout(features, result.plan), loaded.model.config)
-    print("\nTime\n")
+    print("\nTime to the first answer\n")
     _print_times(result.seconds)
-    print(f"\nQuestion: {arguments.question}\nAnswer:   {result.answer or '(empty)'}")
-    if not loaded.trained:
-        print("          (untrained weights: it means nothing)")
+    _print_answers(result.asked)
     with activity("drawing the timeline"):
-        picture = _draw(out / "timeline.png", arguments, loaded, result, Path(video).name)
+        picture = _draw(out / "timeline.png", result, Path(video).name)
     print(f"\nTimeline: {picture}")
 
 
-def _video(arguments: Any, out: Path) -> Path:
-    """The file to run on; the clip is painted where none was given."""
-    from tdc.clip import write_demo_clip
-
+def _subject(arguments: Any, out: Path) -> tuple[Path, list[_Asked]]:
+    """The file to run on and what to ask; the clip is drawn where no file was given."""
     if arguments.video:
         check_media(arguments.video, arguments.audio)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out {out}: cannot make this folder ({error.strerror})") from None
+    own = None if arguments.question is None else [_Asked(arguments.question)]
     if arguments.video:
-        return Path(arguments.video)
-    with activity("painting and encoding a clip"):
-        return write_demo_clip(out / "demo.mp4").path
+        from tdc.world.captions import CLIP_PROMPT
+
+        return Path(arguments.video), own or [_Asked(CLIP_PROMPT)]
+    from tdc.world import ask, make_clip, write_clip
+
+    clip = make_clip(*CLIP, split="test", scenes=3)
+    questions = [ask(clip, 1, kinds=(kind,))[0] for kind in KINDS]
+    with activity("drawing and encoding a clip"):
+        path = write_clip(out / "demo.mp4", clip, size=SIZE)
+    return path, own or [_Asked(question.text, question.answer) for question in questions]
 
 
 class _Run:
-    """One pass through the pipeline: what came out of it, and what it took."""
+    """One pass through the pipeline: what came out of it, and what the first question took."""
 
-    def __init__(self, arguments: Any, loaded: Any, video: str) -> None:
+    def __init__(self, arguments: Any, loaded: Any, video: str, asked: list[_Asked]) -> None:
         from tdc.commands._pipeline import encode_video, generation_options, one_line
+        from tdc.lvcot import ask
         from tdc.stages import measure
 
-        model = loaded.model
+        model, processor, options = loaded.model, loaded.processor, generation_options(arguments)
+        first, *others = [one.question for one in asked]
         with measure() as times:
-            self.encoded = encode_video(loaded, video, arguments.question, arguments.audio)
+            self.encoded = encode_video(loaded, video, first, arguments.audio)
             texts = {
                 name: self.encoded.inputs[name].to(model.device)
                 for name in ("input_ids", "attention_mask", "question_ids", "question_mask")
             }
             with _watch(model) as seen, activity("answering"):
-                ids = model.generate(
-                    **texts, features=self.encoded.features, **generation_options(arguments)
-                )
+                ids = model.generate(**texts, features=self.encoded.features, **options)
         self.plan = seen.plan
-        self.answer = one_line(loaded.processor.batch_decode(ids, skip_special_tokens=True)[0])
         self.seconds = _split_language_model(times.seconds, seen.prefill, ids.shape[1])
+        said = processor.batch_decode(ids, skip_special_tokens=True)
+        for question in others:
+            said += ask(model, processor, self.encoded.features, [question], **options)
+        self.asked = [
+            replace(one, answer=one_line(words)) for one, words in zip(asked, said, strict=True)
+        ]
 
 
 @dataclass
@@ -194,14 +211,27 @@ def _print_times(seconds: dict[str, float]) -> None:
     table(["stage", "seconds", "share"], rows)
 
 
-def _draw(path: Path, arguments: Any, loaded: Any, result: _Run, name: str) -> Path:
+def _print_answers(asked: list[_Asked]) -> None:
+    if any(one.truth is not None for one in asked):
+        print()
+        rows = [[one.question, one.answer, one.truth or ""] for one in asked]
+        table(["question", "answer", "truth"], rows, left=3)
+        return
+    for one in asked:
+        print(f"\nQuestion: {one.question}\nAnswer:   {one.answer or '(empty)'}")
+
+
+def _draw(path: Path, result: _Run, name: str) -> Path:
     from tdc.commands._report import thumbnails
     from tdc.timeline import draw_timeline
 
     features, inputs = result.encoded.features, result.encoded.inputs
     starts = features.segmentation.scene_starts()
     sound = inputs["waveforms"][0] if "waveforms" in inputs else None
-    note = "" if loaded.trained else " (untrained weights)"
+    notes = []
+    for one in result.asked:
+        truth = f" (truth: {one.truth})" if one.truth is not None else ""
+        notes += [("Question", one.question), ("Answer", (one.answer or "(empty)") + truth)]
     return draw_timeline(
         path,
         frames=thumbnails(inputs["siglip_pixels"][starts], inputs["media_sizes"][0].tolist()),
@@ -210,8 +240,7 @@ def _draw(path: Path, arguments: Any, loaded: Any, result: _Run, name: str) -> P
         scene_starts=starts,
         anchors=result.plan.anchors.tolist(),
         duration=result.encoded.duration,
-        title=f"{name}{note}",
-        question=arguments.question,
-        answer=result.answer,
+        title=name,
+        notes=notes,
         waveform=None if sound is None else sound.numpy(),
     )

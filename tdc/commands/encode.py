@@ -74,8 +74,8 @@ def run(arguments: Any) -> None:
         f"({counts.static:,} static, {counts.audio:,} audio, {counts.dynamic:,} dynamic, "
         f"{counts.separator:,} separators), {counts.ratio:.1f} times fewer than uncompressed"
     )
-    if not loaded.trained:
-        note("note: no --model given: these are tokens of an untrained small model")
+    if loaded.tiny:
+        note(f"note: no --model given: {loaded.note}")
 
 
 def _save(tensors: dict[str, Any], path: Any, metadata: dict[str, str]) -> None:
@@ -98,6 +98,5 @@ def _metadata(arguments: Any, encoded: Any, loaded: Any) -> dict[str, str]:
         "duration": f"{encoded.duration:.3f}",
         "size": f"{width}x{height}",
         "fps": f"{loaded.model.config.fps:g}",
-        "model": str(arguments.model or ""),
-        "trained": str(loaded.trained).lower(),
+        "model": str(arguments.model or "tiny"),
     }

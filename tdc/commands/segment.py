@@ -54,7 +54,7 @@ def add(subparsers: Subparsers) -> None:
 def run(arguments: Any) -> None:
     from tdc._media import check_writable
     from tdc.commands._report import print_scenes, scenes
-    from tdc.loading import load_dinov2
+    from tdc.loading import ABOUT_TINY, load_dinov2
     from tdc.video import probe
 
     info = probe(arguments.video)  # bad files are refused before a model is loaded
@@ -63,7 +63,7 @@ def run(arguments: Any) -> None:
     with activity("loading DINOv2"):
         tower, config = load_dinov2(arguments.model, arguments.device, arguments.dtype)
     if arguments.model is None:
-        note("note: no --model given: DINOv2 is small and untrained here, cuts are only rough")
+        note(f"note: no --model given: {ABOUT_TINY}")
     video, segmentation = _segment(arguments, tower, config)
     found = scenes(segmentation, video.times, info.duration)
     if arguments.json:

@@ -168,8 +168,8 @@ class LabelledCompressor(nn.Module):
         classes as in :class:`tdc.world.labels.PlaceLabels`."""
         sounds = [None] * len(siglip) if audio is None else audio
         pairs = [
-            TowerFeatures(*frames, (SIDE, SIDE), audio=heard)
-            for *frames, heard in zip(siglip, dinov2, sounds, strict=True)
+            TowerFeatures(s, d, (SIDE, SIDE), audio=heard)
+            for s, d, heard in zip(siglip, dinov2, sounds, strict=True)
         ]
         (model,) = self._whole
         features = MediaEncoder(model.video_encoder).encode(MediaBatch(pairs))

@@ -57,7 +57,7 @@ class Recipe:
     images: int = 64_000  # examples of stage 1
     frames: int = 64_000  # examples of the compressor alone
     videos: int = 128_000  # examples of stage 2
-    audio_visual: int = 80_000  # examples of stage 3
+    audio_visual: int = 48_000  # examples of stage 3
     batch: int = 32  # of all processes together
     rate: float = 1.5e-3  # of the language model
     slow_rate: float = 2e-4  # of connector and compressor, which labels have taught most of it

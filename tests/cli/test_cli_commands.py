@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -77,13 +78,17 @@ def test_logging_and_warnings_are_as_before_afterwards(tdc, clip, model_dir):
 
 
 @pytest.mark.slow
-def test_demo_makes_a_clip_and_explains_itself(tmp_path):
+def test_demo_draws_a_clip_and_answers_three_questions(tmp_path):
     here = tmp_path / "here"
-    done = shell("-m", "tdc", "demo", "--out", str(here), "--max-new-tokens", "3")
+    done = shell("-m", "tdc", "demo", "--out", str(here))
     assert (done.returncode, done.stderr) == (0, "")
-    assert "untrained weights the answer means nothing" in done.stdout
-    for heading in ("Scenes (24 frames, 24.0 s)", "Context", "Time", "Question:", "Answer:"):
-        assert heading in done.stdout
+    assert "the tiny TDC that comes with the package" in done.stdout
+    for heading in ("Scenes (", "Context", "Time to the first answer", "question"):
+        assert f"\n{heading}" in done.stdout
+    table = done.stdout[done.stdout.index("\nquestion") :].split("\n\n")[0].splitlines()[3:]
+    rows = [re.split(r"\s{2,}", line.strip()) for line in table]
+    assert len(rows) == 3 and all(answer == truth for _, answer, truth in rows), rows
+    assert len({truth for _, _, truth in rows}) == 3
     assert sorted(p.name for p in here.iterdir()) == ["demo.mp4", "timeline.png"]
     with Image.open(here / "timeline.png") as picture:
         assert picture.width > 1000
@@ -98,7 +103,8 @@ def test_demo_of_an_own_video_adds_up(tdc, clip, model_dir, tmp_path):
     assert token_counts(done.out) == counts
     assert "take 224 tokens: 1.0 times" in done.out
     assert (tmp_path / "a" / "b" / "timeline.png").stat().st_size > 10_000
-    assert "untrained" not in done.out  # nobody knows what is in the folder
+    assert "tiny TDC" not in done.out and "truth" not in done.out
+    assert "Question: what happens in the video ?" in done.out
 
 
 def test_demo_counts_compressed_tokens_and_the_ratio(tdc, clip, own_model, tmp_path):
@@ -125,21 +131,23 @@ def strip_audio_weights(folder: Path) -> Path:
 
 
 def test_segment_json_is_all_of_stdout(tdc, tmp_path, model_dir):
-    from tdc.clip import write_demo_clip
+    from tdc.world import make_clip, write_clip
 
-    truth = write_demo_clip(tmp_path / "v.mp4", seconds=12, size=(96, 64), fps=10)
-    done = tdc("segment", truth.path, "--scenes", 3, "--fps", 2, "--json", "--model", model_dir)
+    truth = make_clip(0, 0, scenes=3)
+    path = write_clip(tmp_path / "v.mp4", truth)
+    done = tdc("segment", path, "--scenes", 3, "--fps", 2, "--json", "--model", model_dir)
     assert (done.code, done.err) == (0, "")
     found = json.loads(done.out)
-    assert found["video"] == str(truth.path) and found["duration"] == pytest.approx(12, abs=0.1)
-    assert found["frame_times"] == [i / 2 for i in range(24)]
-    assert len(found["similarity"]) == 23
+    seconds, count = truth.num_frames, 2 * truth.num_frames
+    assert found["video"] == str(path) and found["duration"] == pytest.approx(seconds, abs=0.1)
+    assert found["frame_times"] == [i / 2 for i in range(count)]
+    assert len(found["similarity"]) == count - 1
     scenes = found["scenes"]
-    # Even untrained features see hard cuts between painted scenes; samples fall on the cuts.
-    assert [scene["start"] for scene in scenes] == list(truth.scene_starts)
+    # Even untrained features see hard cuts between backgrounds; samples fall on the cuts.
+    assert [scene["start"] for scene in scenes] == list(truth.starts)
     assert [scene["number"] for scene in scenes] == [1, 2, 3]
     assert [scene["end"] for scene in scenes[:-1]] == [scene["start"] for scene in scenes[1:]]
-    assert sum(scene["frames"] for scene in scenes) == 24
+    assert sum(scene["frames"] for scene in scenes) == count
     assert scenes[0]["similarity"] is None
     for scene in scenes[1:]:
         assert scene["similarity"] == found["similarity"][scene["first_frame"] - 1]
@@ -163,11 +171,14 @@ def test_segment_threshold_cuts_nowhere_when_it_is_low(tdc, clip, model_dir):
     assert len(json.loads(done.out)["scenes"]) == 1
 
 
-def test_segment_says_that_the_embedded_tower_is_untrained(tdc, tmp_path):
-    clip = write_clip(tmp_path / "v.mp4", frames=2, fps=1)
-    done = tdc("segment", clip, "--json")
-    assert done.code == 0 and "untrained" in done.err
-    assert len(json.loads(done.out)["scenes"]) == 2
+def test_without_model_the_tiny_one_finds_the_cuts_and_says_so(tdc, tmp_path):
+    from tdc.world import make_clip, write_clip
+
+    truth = make_clip(2, 0, split="test", scenes=4)
+    done = tdc("segment", write_clip(tmp_path / "v.mp4", truth), "--json")
+    assert done.err.startswith("note: no --model given: the tiny TDC")
+    scenes = json.loads(done.out)["scenes"]
+    assert [scene["start"] for scene in scenes] == list(truth.starts)
 
 
 def test_segment_loads_the_tower_of_the_whole_model(tdc, model_dir):
@@ -234,6 +245,15 @@ def test_encode_hears_the_given_sound(tdc, clip, model_dir, tmp_path):
 
 
 # --- chat ----------------------------------------------------------------------------------------
+
+
+def test_chat_without_model_asks_the_tiny_one_and_says_so(tdc, tmp_path):
+    from tdc.world import make_clip, write_clip
+
+    path = write_clip(tmp_path / "v.mp4", make_clip(2, 0, split="test", scenes=4))
+    done = tdc("chat", path, "How many scenes are there?")
+    assert (done.code, done.out) == (0, "4\n")
+    assert done.err.startswith("note: no --model given: the tiny TDC")
 
 
 def test_chat_answers_on_stdout_only(tdc, clip, model_dir):

@@ -96,8 +96,10 @@ def test_nothing_overlaps(name: str, tmp_path: Path, figures: list[Figure]) -> N
         tmp_path / "t.png",
         **CASES[name],
         title="a rather long name of a file " * 4,
-        question="What is it that happens here, and why? " * 200,
-        answer="Something.",
+        notes=[
+            ("Question", "What is it that happens here, and why? " * 200),
+            ("Answer", "Something."),
+        ],
         waveform=rng.uniform(-1, 1, 16000).astype(np.float32),
     )
     assert_nothing_overlaps(figures[0])

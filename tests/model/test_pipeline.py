@@ -7,7 +7,9 @@ import pytest
 from tiny import tiny_video
 from transformers import pipeline
 
-from tdc.clip import write_demo_clip
+from tdc.world import make_clip, write_clip
+
+CLIP = make_clip(0, 0)
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +17,7 @@ def folder(tmp_path_factory, model, processor):
     path = tmp_path_factory.mktemp("saved")
     model.save_pretrained(path)
     processor.save_pretrained(path)
-    write_demo_clip(path / "clip.mp4", seconds=5, size=(64, 48), fps=4)
+    write_clip(path / "clip.mp4", CLIP)
     return path
 
 
@@ -36,7 +38,7 @@ def test_a_video_message(answerer, folder, model, processor):
     inputs = processor.apply_chat_template(
         messages, tokenize=True, return_dict=True, add_generation_prompt=True
     )
-    assert inputs["media_frames"].tolist() == [5] and "waveforms" in inputs
+    assert inputs["media_frames"].tolist() == [CLIP.num_frames] and "waveforms" in inputs
     ids = model.generate(**inputs, **options)
     assert result["generated_text"] == processor.batch_decode(ids, skip_special_tokens=True)[0]
 

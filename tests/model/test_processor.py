@@ -17,13 +17,14 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from tdc import InputError, TDCProcessor
 from tdc.chat_templates import LLAMA3
-from tdc.clip import write_demo_clip
 from tdc.config import MEDIA_TOKEN_ID
 from tdc.small import byte_tokenizer, character_bert_tokenizer
 from tdc.towers import normalize_pixels
 from tdc.video import Video
+from tdc.world import make_clip, write_clip
 
 VIDEO = {"type": "video", "path": "clip.mp4"}
+CLIP = make_clip(0, 0)
 
 
 def user(*parts) -> dict:
@@ -33,8 +34,7 @@ def user(*parts) -> dict:
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
-    path = tmp_path_factory.mktemp("clip") / "demo.mp4"
-    return write_demo_clip(path, seconds=6, size=(64, 32), fps=5)
+    return write_clip(tmp_path_factory.mktemp("clip") / "clip.mp4", CLIP)
 
 
 # --- text ---
@@ -133,7 +133,7 @@ def test_question_goes_to_the_qformer(processor):
 
 def test_messages_with_media(processor, clip):
     messages = [
-        user({"type": "video", "path": str(clip.path)}, "First?"),
+        user({"type": "video", "path": str(clip)}, "First?"),
         {"role": "assistant", "content": [{"type": "text", "text": "Yes."}]},
         user("Second?"),
     ]
@@ -142,16 +142,17 @@ def test_messages_with_media(processor, clip):
     )
     bert = processor.qformer_tokenizer
     assert inputs["question_ids"][0].tolist() == bert("Second?").input_ids
-    assert inputs["media_frames"].tolist() == [6]
-    assert inputs["media_sizes"].tolist() == [[64, 32]]
-    assert inputs["frame_times"].tolist() == pytest.approx([0, 1, 2, 3, 4, 5], abs=0.05)
-    assert inputs["waveform_lengths"].item() == pytest.approx(6 * 16_000, rel=0.02)
+    count = CLIP.num_frames
+    assert inputs["media_frames"].tolist() == [count]
+    assert inputs["media_sizes"].tolist() == [[64, 64]]
+    assert inputs["frame_times"].tolist() == pytest.approx(list(range(count)), abs=0.05)
+    assert inputs["waveform_lengths"].item() == pytest.approx(count * 16_000, rel=0.02)
     only_ids = processor.apply_chat_template(messages, tokenize=True, add_generation_prompt=True)
     assert torch.equal(only_ids, inputs["input_ids"])
 
 
 def test_a_batch_of_messages(processor, clip):
-    one = [user({"type": "video", "video": str(clip.path)}, "What?")]
+    one = [user({"type": "video", "video": str(clip)}, "What?")]
     two = [user({"type": "image", "image": tiny_video(1)[0]}, "And this?")]
     inputs = processor.apply_chat_template([one, two], tokenize=True, return_dict=True)
     assert inputs["input_ids"].shape[0] == 2

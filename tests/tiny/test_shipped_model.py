@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tiny TDC of the package answers, and stops answering when a kernel goes wrong.
+
+The bounds are what was measured (docs/tiny.md) less what another machine's rounding may take.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+import tdc.compressor
+import tdc.segment
+from tdc.loading import TINY, load_model
+from tdc.world import ask, make_clip
+from tdc.world.evaluate import evaluate
+from tdc_kernels import nn as kernels
+
+SEED = 4  # of clips that neither training nor the figures of the documents have seen
+CLIPS, QUESTIONS = 100, 4
+LEAST_RIGHT, LEAST_CUTS = 0.85, 0.95
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return load_model(device="cpu")
+
+
+def answers(shipped, clips: int = CLIPS):
+    drawn = (make_clip(SEED, index, split="test") for index in range(clips))
+    asked = [(clip, ask(clip, QUESTIONS)) for clip in drawn]
+    return evaluate(shipped.model, shipped.processor, asked, files=False)
+
+
+@pytest.mark.slow
+def test_it_answers_about_clips_it_has_not_seen(shipped):
+    found = answers(shipped)
+    assert found.count() == CLIPS * QUESTIONS
+    assert found.accuracy() >= LEAST_RIGHT
+    assert found.constant() <= 0.4
+    assert found.cuts.f1 >= LEAST_CUTS
+
+
+def test_it_is_small_and_says_how_it_was_made(shipped):
+    assert sum(file.stat().st_size for file in TINY.iterdir()) < 10 * 2**20
+    assert (TINY / "README.md").read_text().startswith("---\nlicense: apache-2.0")
+    assert shipped.tiny and "tiny TDC" in shipped.note
+
+
+def _wrong_queries(real):
+    return lambda tokens, *args, **kwargs: real(tokens.flip(1), *args, **kwargs)
+
+
+def _wrong_packing(real):
+    def pack(*args, **kwargs):
+        packed, lengths = real(*args, **kwargs)
+        return packed.roll(1, 0), lengths
+
+    return pack
+
+
+def _wrong_cuts(real):
+    def cut(*args, **kwargs):
+        boundaries, similarity = real(*args, **kwargs)
+        return boundaries + 1, similarity
+
+    return cut
+
+
+def _wrong_attention(real):
+    return lambda self, *args, **kwargs: -real(self, *args, **kwargs)
+
+
+WRONG = {
+    "anchor_queries": (tdc.compressor, "anchor_queries", _wrong_queries),
+    "pack_context": (tdc.compressor, "pack_context", _wrong_packing),
+    "segment_scenes": (tdc.segment, "segment_scenes", _wrong_cuts),
+    "cross_attention": (kernels.CrossAttention, "forward", _wrong_attention),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("op", WRONG)
+def test_a_wrong_kernel_shows_in_the_figure(shipped, op, monkeypatch):
+    place, name, wrong = WRONG[op]
+    monkeypatch.setattr(place, name, wrong(getattr(place, name)))
+    found = answers(shipped, clips=25)
+    assert found.accuracy() < LEAST_RIGHT or found.cuts.f1 < LEAST_CUTS
