@@ -26,7 +26,7 @@ def shell(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def token_counts(out: str) -> dict[str, int]:
     """Numbers of the table of context tokens."""
-    lines = out[out.index("Context\n") : out.index("Time\n")].replace(",", "").splitlines()
+    lines = out[out.index("Context\n") : out.index("Time to")].replace(",", "").splitlines()
     return {line.split()[0]: int(line.split()[-3]) for line in lines if line.endswith("%")}
 
 
