@@ -70,7 +70,7 @@ def test_demo_times_are_no_longer_than_the_run(tdc, clip, model_dir, tmp_path):
     began = time.perf_counter()
     done = tdc("demo", "--video", clip, "--model", model_dir, "--out", tmp_path)
     wall = time.perf_counter() - began
-    lines = done.out[done.out.index("\nTime\n") :].splitlines()
+    lines = done.out[done.out.index("\nTime to") :].splitlines()
     rows = {line.rsplit(maxsplit=3)[0].strip(): line.split()[-3] for line in lines if "%" in line}
     total = float(rows.pop("total"))
     assert 0 < total <= wall
