@@ -151,9 +151,9 @@ def check_new_folder(path: str | os.PathLike[str]) -> None:
 
 
 @contextmanager
-def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary folder beside `path` that becomes `path` on success, vanishes on failure."""
-    target = Path(path)
+def whole_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary folder beside `target` that becomes it on success, vanishes on failure."""
+    target = Path(target)
     check_new_folder(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
@@ -161,7 +161,8 @@ def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield work
         if target.exists():
             target.rmdir()  # empty, checked above
-        work.chmod(0o755)
+        for path in (work, *work.rglob("*")):  # mkdtemp's and safetensors' are private
+            path.chmod(0o755 if path.is_dir() else 0o644)
         os.replace(work, target)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)

@@ -7,7 +7,6 @@ was cut off goes on from its last checkpoint. Under ``torchrun`` the processes s
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -38,7 +37,6 @@ from .encoders import AccuracyTrainer, LabelledSound, LabelledTower, Pictures, S
 from .examples import Examples, Mixture
 from .features import ClipFeatures, training_clip
 
-logger = logging.getLogger(__name__)
 Say = Callable[[str], None]
 ALONE = replace(get_stage(2), title="the compressor alone", sound=True)
 

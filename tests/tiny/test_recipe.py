@@ -165,12 +165,9 @@ def test_pairs_are_of_one_scene_and_labelled_as_the_later_frame(clips):
         labels = place_labels(clip, later)
         visible = clip.scenes[scene].visible(time)
         assert (labels.shape > 0).sum() == len(visible)
+        places = [motion.place_of((10 + 22 * (k % 3), 10 + 22 * (k // 3))) for k in range(9)]
         for thing in visible:
-            cell = motion.place_of(thing.position(time))
-            place = [
-                motion.place_of((10 + 22 * x, 10 + 22 * y)) for y in range(3) for x in range(3)
-            ]
-            index = place.index(cell)
+            index = places.index(motion.place_of(thing.position(time)))
             assert SHAPES[labels.shape[index] - 1] == thing.shape
             assert list(COLORS)[labels.color[index] - 1] == thing.color_at(time)
             new = not thing.visible(0)

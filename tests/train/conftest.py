@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-for neighbour in ("model", "media"):
-    sys.path.append(str(Path(__file__).parents[1] / neighbour))  # tiny.py, clips.py
+sys.path.append(str(Path(__file__).parents[1] / "model"))  # tiny.py
+sys.path.append(str(Path(__file__).parents[1] / "media"))  # clips.py
 
-import train_samples  # noqa: E402
+import train_samples
 
 
 @pytest.fixture(scope="session")

@@ -60,6 +60,8 @@ def test_a_checkpoint_can_be_merged(trained, tmp_path):
     adapter, batch, expected = trained
     assert main(["merge", str(adapter / "checkpoint-3"), str(tmp_path / "merged")]) == 0
     assert (logits_of(tmp_path / "merged", batch) - expected).abs().max() > 1e-4  # three steps less
+    rights = (tmp_path / "merged" / "model.safetensors").stat().st_mode
+    assert rights & 0o777 == 0o644  # others may read it
 
 
 def test_what_cannot_be_merged(trained, tmp_path, model_dir, capsys):

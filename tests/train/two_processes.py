@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 from torch import distributed as dist
 
-for neighbour in ("model", "media"):
-    sys.path.append(str(Path(__file__).parents[1] / neighbour))
+sys.path.append(str(Path(__file__).parents[1] / "model"))  # tiny.py
+sys.path.append(str(Path(__file__).parents[1] / "media"))  # clips.py
 
-from tiny import tiny_processor  # noqa: E402
-from train_samples import calm_model, examples, settings  # noqa: E402
+from tiny import tiny_processor
+from train_samples import calm_model, examples, settings
 
-from tdc.train.trainer import build_trainer  # noqa: E402
+from tdc.train.trainer import build_trainer
 
 
 def data():
