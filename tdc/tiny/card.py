@@ -43,6 +43,7 @@ of that world and nothing else: what it says about any other video means nothing
 | BEATs on the sound of every second, stretches of sound | {sounds:,} |
 | the connector on labels of every token, frames | {labelled_frames:,} |
 | stage 1: pictures | {images:,} |
+| the connector on labels again, at the 16 tokens of a video frame, frames | {labelled_frames:,} |
 | the compressor on labels of every place, pairs of frames | {labelled_pairs:,} |
 | the compressor alone: pairs of frames | {frames:,} |
 | stage 2: videos | {videos:,} |

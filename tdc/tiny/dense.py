@@ -30,7 +30,14 @@ from .config import SIDE
 from .encoders import PATCH_SIZES, object_share, object_weights, patch_loss
 from .features import ClipFeatures, some_frames
 
-_OBJECT_SIZES = (len(SHAPES) + 1, len(COLORS) + 1, len(SINCE) + 1)
+# Classes of a place, and of the frame as a whole.
+_PLACE_SIZES = {
+    "shape": len(SHAPES) + 1,
+    "color": len(COLORS) + 1,
+    "since": len(SINCE) + 1,
+    "turned": 2,
+    "gone": len(SHAPES) + 1,
+}
 _FRAME_SIZES = (len(BACKGROUNDS), len(TEXTURES), len(SOUNDS) + 1)
 PLACES = 9
 QUESTION_WORDS = 16  # longest question about a frame, for batches of one shape
@@ -111,7 +118,7 @@ class Pairs(Dataset):
             **({"audio": pair.audio} if self.sound else {}),
             "question_ids": torch.tensor(ids + [0] * padding),
             "question_mask": torch.tensor([1] * len(ids) + [0] * padding),
-            "objects": torch.from_numpy(np.stack([labels.shape, labels.color, labels.since])),
+            "objects": torch.from_numpy(np.stack([getattr(labels, x) for x in _PLACE_SIZES])),
             "whole": torch.tensor([*labels.ground, labels.sound]),
         }
 
@@ -152,7 +159,7 @@ class LabelledCompressor(nn.Module):
         model.compressor.requires_grad_(True)
         width = config.num_context_tokens * config.text_config.hidden_size
         self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, PLACES * sum(_OBJECT_SIZES) + sum(_FRAME_SIZES))
+        self.head = nn.Linear(width, PLACES * sum(_PLACE_SIZES.values()) + sum(_FRAME_SIZES))
 
     def forward(
         self,
@@ -164,7 +171,7 @@ class LabelledCompressor(nn.Module):
         whole: Tensor,
         audio: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """``siglip``, ``dinov2``, ``audio [B, 2, T, C]``; ``objects [B, 3, 9]``, ``whole [B, 3]``:
+        """``siglip``, ``dinov2``, ``audio [B, 2, T, C]``; ``objects [B, 5, 9]``, ``whole [B, 3]``:
         classes as in :class:`tdc.world.labels.PlaceLabels`."""
         sounds = [None] * len(siglip) if audio is None else audio
         pairs = [
@@ -179,7 +186,8 @@ class LabelledCompressor(nn.Module):
         context = model.build_context(features, question_ids, question_mask)
         tokens = dynamic_tokens(context, model.config.num_context_tokens)
         scores = self.head(self.norm(torch.stack([one.flatten() for one in tokens])))
-        places, frame = scores.split([PLACES * sum(_OBJECT_SIZES), sum(_FRAME_SIZES)], dim=-1)
+        sizes = [PLACES * sum(_PLACE_SIZES.values()), sum(_FRAME_SIZES)]
+        places, frame = scores.split(sizes, dim=-1)
         return self._loss(places.unflatten(-1, (PLACES, -1)), frame, objects, whole)
 
     def _loss(
@@ -187,10 +195,10 @@ class LabelledCompressor(nn.Module):
     ) -> dict[str, Tensor]:
         losses, there = [], objects[:, 0] > 0
         hits = torch.ones_like(there)
-        weights = object_weights(there)
-        for scores, truth in zip(places.split(_OBJECT_SIZES, -1), objects.unbind(1), strict=True):
+        parts = places.split(list(_PLACE_SIZES.values()), -1)
+        for scores, truth in zip(parts, objects.unbind(1), strict=True):
             errors = F.cross_entropy(scores.transpose(1, 2), truth, reduction="none")
-            losses.append((errors * weights).sum())
+            losses.append((errors * object_weights(truth > 0)).sum())
             hits = hits & (scores.argmax(-1) == truth)
         for scores, truth in zip(frame.split(_FRAME_SIZES, -1), whole.unbind(1), strict=True):
             losses.append(F.cross_entropy(scores, truth))

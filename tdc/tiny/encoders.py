@@ -4,6 +4,10 @@
 Every patch says which shape and color it shows, where that object's centre is, and what the ground
 is; every second says which sound it holds. A pooled label for a whole picture teaches a tower of
 this size nothing. The heads are thrown away.
+
+Shapes are learned from pictures whose colors are turned, colors from pictures as they are: color
+and ground tell which shapes a split may show, and a tower that leans on that is lost where
+combinations are new (docs/tiny.md).
 """
 
 from __future__ import annotations
@@ -35,6 +39,7 @@ SECONDS = (
 SOUND_CLASSES = {name: number for number, name in enumerate((None, *SOUNDS))}
 # Decoded video differs a little from what was drawn.
 NOISE, BRIGHTNESS = 4.0, 8.0
+PLAIN = 4  # one picture in so many keeps its colors
 
 
 class Pictures(Dataset):
@@ -52,10 +57,13 @@ class Pictures(Dataset):
         frame = int(rng.integers(clip.num_frames))
         scene, time = clip.locate(frame)
         pixels = render_frame(clip.scenes[scene], time, SIDE).astype(np.float32)
+        plain = index // len(KINDS) % PLAIN == 0
+        pixels = pixels if plain else recolored(pixels, rng)
         pixels += rng.normal(0, NOISE, pixels.shape) + rng.uniform(-BRIGHTNESS, BRIGHTNESS)
         labels = patch_labels(clip, frame, self.grid)
         return {
             "pixels": torch.from_numpy(pixels.clip(0, 255).astype(np.uint8)).permute(2, 0, 1),
+            "plain": torch.tensor(plain),
             "centers": torch.from_numpy(labels.centers).flatten(0, 1),
             **{
                 name: torch.from_numpy(getattr(labels, name)).flatten()
@@ -64,27 +72,48 @@ class Pictures(Dataset):
         }
 
 
+def recolored(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """``[..., 3]`` with all hues turned by one angle, some of the contrast taken away, darker or
+    lighter, and every other picture as its negative."""
+    angle = rng.uniform(0, 2 * np.pi)
+    cross = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)  # about the axis of grays
+    turn = np.cos(angle) * np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) / 3
+    # Hues alone would not do: each color of the world has a brightness of its own.
+    scale = rng.uniform(0.6, 1.0) * rng.choice((-1, 1))
+    turned = (pixels - 127.5) @ (scale * turn.T).astype(np.float32)
+    return turned + 127.5 + rng.uniform(-30, 30)
+
+
 PATCH_SIZES = (len(SHAPES) + 1, len(COLORS) + 1, len(BACKGROUNDS), len(TEXTURES), 2)
 
 
-def patch_loss(scores: Tensor, centers: Tensor, labels: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Loss and share of right objects of ``[B, patches, sum(PATCH_SIZES)]``."""
+def patch_loss(
+    scores: Tensor, centers: Tensor, labels: dict[str, Tensor], plain: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Loss and share of right objects of ``[B, patches, sum(PATCH_SIZES)]``; ``plain`` bool ``[B]``
+    where shapes are learned from other pictures than colors."""
     *logits, found = scores.split(PATCH_SIZES, dim=-1)
     there = labels["shape"] > 0
-    weights = object_weights(there)
-    losses = [
-        (F.cross_entropy(x.transpose(1, 2), labels[name], reduction="none") * weights).sum()
-        for name, x in zip(("shape", "color", "background", "texture"), logits, strict=True)
-    ]
+    asked: dict[str, Tensor] = {}
+    if plain is not None:
+        known = plain[:, None].expand_as(there)
+        asked = {"shape": ~known, "color": known, "background": known}
+    losses = []
+    for name, x in zip(("shape", "color", "background", "texture"), logits, strict=True):
+        errors = F.cross_entropy(x.transpose(1, 2), labels[name], reduction="none")
+        losses.append((errors * object_weights(there, asked.get(name))).sum())
     errors = (found - centers).square().sum(-1) * there
     losses.append(CENTRES * errors.sum() / there.sum().clamp(1))
     hits = (logits[0].argmax(-1) == labels["shape"]) & (logits[1].argmax(-1) == labels["color"])
-    return {"loss": torch.stack(losses).sum(), "accuracy": object_share(hits, there)}
+    seen = there & asked.get("color", there)
+    return {"loss": torch.stack(losses).sum(), "accuracy": object_share(hits, seen)}
 
 
-def object_weights(there: Tensor) -> Tensor:
-    """One patch in six shows an object: without weights a model learns to say "none" first."""
-    return torch.where(there, 1 / there.sum().clamp(1), 0.3 / (~there).sum().clamp(1))
+def object_weights(there: Tensor, asked: Tensor | None = None) -> Tensor:
+    """One patch in six shows an object: without weights a model learns to say "none" first.
+    ``asked`` bool: others weigh nothing."""
+    some, none = (there, ~there) if asked is None else (there & asked, ~there & asked)
+    return some / some.sum().clamp(1) + 0.3 * none / none.sum().clamp(1)
 
 
 def object_share(hits: Tensor, there: Tensor) -> Tensor:
@@ -104,12 +133,15 @@ class LabelledTower(nn.Module):
     def grid(self) -> int:
         return SIDE // self.tower.patch_size
 
-    def forward(self, pixels: Tensor, centers: Tensor, **labels: Tensor) -> dict[str, Tensor]:
-        """``pixels`` uint8 ``[B, 3, S, S]``; labels int64 ``[B, grid^2]``; ``centers`` 0..1."""
+    def forward(
+        self, pixels: Tensor, centers: Tensor, plain: Tensor, **labels: Tensor
+    ) -> dict[str, Tensor]:
+        """``pixels`` uint8 ``[B, 3, S, S]``; ``plain`` bool ``[B]``, whether their colors are the
+        world's; labels int64 ``[B, grid^2]``; ``centers`` 0..1."""
         grid, self.tower.token_grid = self.tower.token_grid, self.grid
         tokens = self.tower(pixels, chunk_size=len(pixels))
         self.tower.token_grid = grid
-        return patch_loss(self.head(self.norm(tokens)), centers, labels)
+        return patch_loss(self.head(self.norm(tokens)), centers, labels, plain)
 
 
 class Sounds(Dataset):

@@ -29,6 +29,20 @@ FULL = tuple(i for i, (kind, n) in enumerate(TRAINING) if n == (1, 4) or kind ==
 CHOICE = 0.1  # share of questions with options
 # Questions about one medium in a row: its tokens, which are most of the work, serve all of them.
 TURNS = 4
+# Few clips offer them, or they are learned late: every other question about a clip is one of these.
+OFTEN = (
+    "scene_number",
+    "side",
+    "change",
+    "change_color",
+    "appears",
+    "disappears",
+    "next",
+    "sound",
+    "sound_event",
+    "seen_while",
+    "sound_scene",
+)
 CAPTIONS = {"image": 0.3, "frame": 0.3, "one": 0.2, "two": 0.1, "full": 0.05}
 STILL = ("shape", "color", "count", "background", "texture", "place")
 Mixture = Callable[[float], Mapping[str, float]]  # progress 0..1 to weights of kinds of batches
@@ -67,7 +81,8 @@ class Examples(Dataset):
         size: examples in all.
         batch: examples in a row that are of one kind.
         mixture: which kinds, as training goes on.
-        sound: whether questions may be about sound, and captions name it.
+        sound: False takes the sound out of clips, and questions about it; frames keep theirs, or
+            what the compressor has learned of it would be lost.
         seed: another one gives other examples.
     """
 
@@ -84,6 +99,7 @@ class Examples(Dataset):
         self.mixture, self.sound, self.seed = mixture, sound, seed
         self._clip = lru_cache(maxsize=4096)(features.clip)
         self._kinds = [name for name, kind in KINDS.items() if sound or "audio" not in kind.needs]
+        self._often = [name for name in OFTEN if name in self._kinds]
 
     def __len__(self) -> int:
         return self.size
@@ -123,11 +139,8 @@ class Examples(Dataset):
         frame = start + rng.randrange(1, clip.scenes[scene].num_frames)
         features = some_frames(self.features[index], [start, frame])
         if caption:
-            text = frame_caption(clip, frame)
-            text = text if self.sound else text.rpartition(" ; ")[0]
-            return _talk("video", features, [(FRAME_PROMPT, text)])
-        questions = ask_frame(clip, frame, TURNS + 1, salt=rng.getrandbits(32))
-        questions = [q for q in questions if self.sound or "audio" not in q.needs]
+            return _talk("video", features, [(FRAME_PROMPT, frame_caption(clip, frame))])
+        questions = ask_frame(clip, frame, TURNS, salt=rng.getrandbits(32))
         return _talk("video", features, _turns(questions, rng))
 
     def _one(self, rng: Random, caption: bool) -> dict[str, Any]:
@@ -146,17 +159,21 @@ class Examples(Dataset):
         return self._about(index, clip, clip_caption(clip) if caption else None, rng)
 
     def _about(self, index: int, clip: Clip, caption: str | None, rng: Random) -> dict[str, Any]:
+        features = self.features[index]
+        features = features if self.sound else replace(features, audio=None)
         if caption is not None:
-            return _talk("video", self.features[index], [(CLIP_PROMPT, caption)])
-        questions = ask(clip, TURNS, kinds=self._kinds, salt=rng.getrandbits(32))
-        return _talk("video", self.features[index], _turns(questions, rng))
+            return _talk("video", features, [(CLIP_PROMPT, caption)])
+        questions = ask(clip, TURNS // 2, kinds=self._often, salt=rng.getrandbits(32))
+        left = TURNS - len(questions)
+        questions += ask(clip, left, kinds=self._kinds, salt=rng.getrandbits(32))
+        return _talk("video", features, _turns(questions, rng))
 
 
 def _turns(questions: Sequence[Question], rng: Random) -> list[tuple[str, str]]:
     """Questions and answers; one of them with options now and then."""
     return [
         (q.choice, q.letter) if rng.random() < CHOICE else (q.text, q.answer)
-        for q in questions[:TURNS]
+        for q in rng.sample(questions, len(questions))
     ]
 
 

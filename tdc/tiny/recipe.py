@@ -48,14 +48,14 @@ class Recipe:
     out: Path
     seed: int = 0
     clips: int = 4000  # whose features are kept: 1.0 GB
-    pictures: int = 72_000  # seen by each image tower
+    pictures: int = 160_000  # seen by each image tower
     sounds: int = 6_400  # stretches of sound
-    labelled_frames: int = 32_000  # for the connector
+    labelled_frames: int = 32_000  # for the connector, at each of its two grids
     labelled_pairs: int = 96_000  # of frames, for the compressor
-    images: int = 64_000  # examples of stage 1
+    images: int = 48_000  # examples of stage 1
     frames: int = 64_000  # examples of the compressor alone
-    videos: int = 128_000  # examples of stage 2
-    audio_visual: int = 48_000  # examples of stage 3
+    videos: int = 112_000  # examples of stage 2
+    audio_visual: int = 176_000  # examples of stage 3
     batch: int = 32  # of all processes together
     rate: float = 1.5e-3  # of the language model
     slow_rate: float = 2e-4  # of connector and compressor, which labels have taught most of it
@@ -83,12 +83,14 @@ def run(recipe: Recipe, say: Say = print) -> Path:
 
 
 def align(recipe: Recipe, say: Say) -> tuple[ClipFeatures, Path]:
-    """Encoders, what they say about the training clips, and stage 1 on pictures."""
+    """Encoders, what they say about the training clips, and stage 1 on pictures; then the connector
+    at the fewer tokens a frame has from stage 2 on."""
     encoders = train_encoders(recipe, say)
     clips = encoded_clips(recipe, encoders, say)
     connector = _labelled(recipe, say, "connector-labels", get_stage(1), encoders, clips)
     stage = (get_stage(1), connector, recipe.images, examples.images)
-    return clips, _stage(recipe, clips, say, "stage1", *stage)
+    aligned = _stage(recipe, clips, say, "stage1", *stage)
+    return clips, _labelled(recipe, say, "frame-labels", get_stage(2), aligned, clips)
 
 
 def processes() -> tuple[int, int]:
@@ -179,39 +181,37 @@ def encoded_clips(recipe: Recipe, encoders: Path, say: Say) -> ClipFeatures:
 def _labelled(
     recipe: Recipe, say: Say, name: str, stage: Stage, start: Path, clips: ClipFeatures
 ) -> Path:
-    """Connector (stage 1) or compressor on labels of what its tokens show."""
+    """The compressor (where frames are ALONE) or the connector, on labels of what tokens show."""
     output = recipe.out / name
     if (output / "config.json").exists():
         return output
     settings = stage_settings(recipe, start, output, stage.sound)
     model, processor, _ = starting_model(settings, stage)
-    train_on_labels(recipe, name, stage, model, processor, clips, say)
+    if stage is ALONE:
+        compressor_on_labels(recipe, name, model, processor, clips, say)
+    else:
+        labelled = LabelledConnector(model)
+        seed = 1000 * recipe.seed + 14
+        data = Frames(clips, recipe.labelled_frames, labelled.grid, seed)
+        _fit(recipe, name, labelled, data, recipe.batch, say)
     if is_first():
         _save(model.eval(), processor, output)
     wait()
     return output
 
 
-def train_on_labels(
+def compressor_on_labels(
     recipe: Recipe,
     name: str,
-    stage: Stage,
     model: TDCForConditionalGeneration,
     processor: TDCProcessor,
     clips: ClipFeatures,
     say: Say,
     sound: bool = True,
 ) -> None:
-    """The connector of a model of stage 1, the compressor of any other."""
-    labelled: nn.Module
-    data: Dataset
-    if stage.full_grid:
-        labelled = LabelledConnector(model)
-        data = Frames(clips, recipe.labelled_frames, labelled.grid, 1000 * recipe.seed + 14)
-    else:
-        labelled = LabelledCompressor(model)
-        data = Pairs(clips, recipe.labelled_pairs, processor, 1000 * recipe.seed + 15, sound)
-    _fit(recipe, name, labelled, data, recipe.batch, say)
+    """Only the model's compressor learns."""
+    data = Pairs(clips, recipe.labelled_pairs, processor, 1000 * recipe.seed + 15, sound)
+    _fit(recipe, name, LabelledCompressor(model), data, recipe.batch, say)
 
 
 # --- stages --------------------------------------------------------------------------------------

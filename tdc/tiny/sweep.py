@@ -37,11 +37,11 @@ from .recipe import (
     Recipe,
     Say,
     align,
+    compressor_on_labels,
     is_first,
     load,
     processes,
     stage_settings,
-    train_on_labels,
     train_stage,
     wait,
 )
@@ -294,10 +294,9 @@ def _train(shared: _Shared, variant: Variant, folder: Path) -> Path:
         # A pair of frames is one scene here, wherever the variant would cut.
         model = start(aligned, {**setting.changes, "num_scenes": 1}, variant.seed)
         processor = new_processor(model.config)
-        parts = (stage, model, processor)
-        train_on_labels(recipe, "labels", *parts, clips, say, setting.sound)
+        compressor_on_labels(recipe, "labels", model, processor, clips, say, setting.sound)
         model.__class__ = CompressorAlone
-        train_stage(settings, *parts, data(examples.frames, 0), say)
+        train_stage(settings, stage, model, processor, data(examples.frames, 0), say)
     if not (last / SETTINGS_FILE).exists():
         scenes = {"num_scenes": configured(tiny_config(), setting.changes).num_scenes}
         settings = stage_settings(recipe, first, last, setting.sound, model_config=scenes)

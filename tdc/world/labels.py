@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from tdc.errors import InputError
-from tdc.world.captions import SINCE, since_first
-from tdc.world.clips import UNITS, Clip
+from tdc.world.captions import SINCE, gone, since_first
+from tdc.world.clips import UNITS, Clip, Thing
 from tdc.world.render import MIN_SIZE, stamp
 from tdc.world.words import BACKGROUNDS, COLORS, SHAPES, SOUNDS, TEXTURES
 
@@ -93,6 +93,9 @@ class PlaceLabels:
     Attributes:
         shape, color, since: int64 [9], 0 for no object, else 1 + index in SHAPES, COLORS and
             `captions.SINCE` (seen from the first frame of the scene).
+        turned: int64 [9], 1 for an object of another color than in the first frame.
+        gone: int64 [9], 1 + index in SHAPES of what the first frame shows there and this one
+            nowhere, else 0.
         ground: int64 [2], index in BACKGROUNDS and in TEXTURES.
         sound: 0 for silence, else 1 + index in SOUNDS.
     """
@@ -100,6 +103,8 @@ class PlaceLabels:
     shape: np.ndarray
     color: np.ndarray
     since: np.ndarray
+    turned: np.ndarray
+    gone: np.ndarray
     ground: np.ndarray
     sound: int
 
@@ -108,13 +113,22 @@ def place_labels(clip: Clip, frame: int) -> PlaceLabels:
     """Labels of a frame that is seen through a few tokens, which stand for no patches."""
     number, time = clip.locate(frame)
     scene = clip.scenes[number]
-    shape, color, since = np.zeros((3, 9), dtype=np.int64)
+    shape, color, since, turned, missing = np.zeros((5, 9), dtype=np.int64)
     for thing in scene.visible(time):
-        x, y = (min(2, int(3 * v / UNITS)) for v in thing.position(time))
-        shape[3 * y + x] = 1 + _SHAPES.index(thing.shape)
-        color[3 * y + x] = 1 + _COLORS.index(thing.color_at(time))
+        place = _place(thing, time)
+        shape[place] = 1 + _SHAPES.index(thing.shape)
+        color[place] = 1 + _COLORS.index(thing.color_at(time))
         what = since_first(thing, time)
-        since[3 * y + x] = 1 + SINCE.index(what[0]) if what else 0
+        since[place] = 1 + SINCE.index(what[0]) if what else 0
+        turned[place] = "turned" in what
+    for thing in gone(scene, time):
+        missing[_place(thing, 0)] = 1 + _SHAPES.index(thing.shape)
     ground = np.array([_BACKGROUNDS.index(scene.background), TEXTURES.index(scene.texture)])
     sound = clip.sounds[frame]
-    return PlaceLabels(shape, color, since, ground, 0 if sound is None else 1 + SOUNDS.index(sound))
+    heard = 0 if sound is None else 1 + SOUNDS.index(sound)
+    return PlaceLabels(shape, color, since, turned, missing, ground, heard)
+
+
+def _place(thing: Thing, time: float) -> int:
+    x, y = (min(2, int(3 * v / UNITS)) for v in thing.position(time))
+    return 3 * y + x

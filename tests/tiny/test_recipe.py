@@ -13,13 +13,20 @@ import torch
 from tdc.tiny import dense, examples, recipe
 from tdc.tiny.config import new_model, new_processor, tiny_config
 from tdc.tiny.dense import Frames, LabelledCompressor, LabelledConnector, Pairs
-from tdc.tiny.encoders import LabelledSound, LabelledTower, Pictures, Sounds
+from tdc.tiny.encoders import (
+    PATCH_SIZES,
+    LabelledSound,
+    LabelledTower,
+    Pictures,
+    Sounds,
+    patch_loss,
+)
 from tdc.tiny.features import ClipFeatures, clip_features, training_clip
 from tdc.train.tower_features import MediaBatch, MediaEncoder
 from tdc.world import ask, clip_caption, make_clip, motion, vocabulary
 from tdc.world.captions import SINCE
 from tdc.world.labels import place_labels
-from tdc.world.words import COLORS, SHAPES, SOUNDS
+from tdc.world.words import BACKGROUNDS, COLORS, SHAPES, SOUNDS
 
 CLIPS = 20  # one of each place of features.TRAINING
 
@@ -90,8 +97,20 @@ def test_no_question_about_sound_without_sound(clips):
     quiet = examples.Examples(clips, 400, 1, examples.videos, False, 5)
     loud = examples.Examples(clips, 400, 1, examples.sounding, True, 5)
     words = ("heard", "beep", "silence")
-    assert not [x for x in quiet if any(word in str(x["conversations"]) for word in words)]
-    assert all([x for x in loud if word in str(x["conversations"])] for word in words)
+
+    def said(examples, kind, word):
+        return [x for x in examples if _kind(x) == kind and word in str(x["conversations"])]
+
+    assert not any(said(quiet, kind, word) for kind in ("clip", "image") for word in words)
+    assert all(said(quiet, "frame", word) and said(loud, "clip", word) for word in words)
+    audio = {_kind(x): x["video"].audio is not None for x in quiet if "video" in x}
+    assert audio == {"clip": False, "frame": True}  # the compressor's sound is not forgotten
+
+
+def test_what_few_clips_offer_is_asked_often(clips):
+    data = examples.Examples(clips, 400, 1, examples.sounding, True, 5)
+    talks = [str(x["conversations"]) for x in data if _kind(x) == "clip"]
+    assert len([x for x in talks if "what changes in" in x]) > 0.2 * len(talks)
 
 
 def test_the_compressor_alone_hides_the_static_frame(model, clips):
@@ -111,6 +130,24 @@ def test_the_compressor_alone_hides_the_static_frame(model, clips):
     for one, other in zip(whole.tokens, alone.tokens, strict=True):
         assert other.shape[0] == model.config.num_context_tokens
         assert torch.equal(one[-other.shape[0] - 1 : -1], other)
+
+
+def test_shapes_are_learned_where_colors_are_turned_and_colors_where_not():
+    data = Pictures(64, 8, 3)
+    plain = [bool(data[i]["plain"]) for i in range(64)]
+    assert sum(plain) == 16
+    batch = torch.utils.data.default_collate([data[i] for i in range(16)])
+    centers, known = batch["centers"], batch["plain"]
+    labels = {k: batch[k] for k in ("shape", "color", "background", "texture")}
+    scores = torch.zeros(16, 64, sum(PATCH_SIZES), requires_grad=True)
+    patch_loss(scores, centers, labels, known)["loss"].backward()
+    shape, color, background, *_ = scores.grad.abs().sum(1).split(PATCH_SIZES, -1)
+    for grad, learned in ((shape, ~known), (color, known), (background, known)):
+        assert torch.equal(grad.sum(-1) > 0, learned)
+    world = torch.tensor([tone for tones in BACKGROUNDS.values() for tone in tones])
+    corners = batch["pixels"][:, :, 0, 0].float()  # few objects reach there
+    near = torch.cdist(corners, world.float()).amin(1) < 40
+    assert near[known].float().mean() > 0.9 > 0.6 > near[~known].float().mean()
 
 
 def learn(labelled, data) -> None:
@@ -157,7 +194,7 @@ def test_the_compressor_learns_its_labels_and_nothing_else_learns(clips, sound):
 
 
 def test_pairs_are_of_one_scene_and_labelled_as_the_later_frame(clips):
-    for number in range(20):
+    for number in range(60):
         clip, first, later, features = dense.some_pair(clips, Random(number))
         scene, time = clip.locate(later)
         assert clip.starts[scene] == first < later and time > 0
@@ -172,6 +209,9 @@ def test_pairs_are_of_one_scene_and_labelled_as_the_later_frame(clips):
             assert list(COLORS)[labels.color[index] - 1] == thing.color_at(time)
             new = not thing.visible(0)
             assert (SINCE[labels.since[index] - 1] == "new") == new
+            assert labels.turned[index] == (thing.color_at(time) != thing.color)
+        gone = [thing.shape for thing in clip.scenes[scene].visible(0) if thing not in visible]
+        assert sorted(SHAPES[label - 1] for label in labels.gone if label) == sorted(gone)
         heard = clip.sounds[later]
         assert labels.sound == (0 if heard is None else 1 + SOUNDS.index(heard))
 
