@@ -43,6 +43,12 @@ PLACES = 9
 QUESTION_WORDS = 16  # longest question about a frame, for batches of one shape
 
 
+def some_clips(clips: ClipFeatures, rng: Random) -> tuple[ClipFeatures, bool]:
+    """Clips as they are, from which colors are learned, or recolored, from which shapes are."""
+    plain = rng.random() < 0.5
+    return (clips if plain else clips.recolored), plain
+
+
 class Frames(Dataset):
     """Tower tokens of single frames with the labels of a grid of patches."""
 
@@ -54,11 +60,13 @@ class Frames(Dataset):
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
         rng = Random(f"{self.seed}/{number}")
-        index = rng.randrange(self.clips.count)
-        clip, features = self.clips.clip(index), self.clips[index]
+        clips, plain = some_clips(self.clips, rng)
+        index = rng.randrange(clips.count)
+        clip, features = clips.clip(index), clips[index]
         frame = rng.randrange(clip.num_frames)
         labels = patch_labels(clip, frame, self.grid)
         return {
+            "plain": torch.tensor(plain),
             "siglip": features.siglip[frame],
             "dinov2": features.dinov2[frame],
             "centers": torch.from_numpy(labels.centers).flatten(0, 1),
@@ -85,10 +93,10 @@ class LabelledConnector(nn.Module):
         return self.connector.output_grid
 
     def forward(
-        self, siglip: Tensor, dinov2: Tensor, centers: Tensor, **labels: Tensor
+        self, siglip: Tensor, dinov2: Tensor, centers: Tensor, plain: Tensor, **labels: Tensor
     ) -> dict[str, Tensor]:
         tokens = self.connector.grid_tokens(siglip, dinov2, chunk_size=None)
-        return patch_loss(self.head(self.norm(tokens)), centers, labels)
+        return patch_loss(self.head(self.norm(tokens)), centers, labels, plain)
 
 
 class Pairs(Dataset):
@@ -105,7 +113,8 @@ class Pairs(Dataset):
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
         rng = Random(f"{self.seed}/{number}")
-        clip, first, later, features = some_pair(self.clips, rng)
+        clips, plain = some_clips(self.clips, rng)
+        clip, first, later, features = some_pair(clips, rng)
         labels = place_labels(clip, later)
         question = ask_frame(clip, later, salt=rng.getrandbits(32))[0].text
         ids = self.processor.qformer_tokenizer(question).input_ids[:QUESTION_WORDS]
@@ -116,6 +125,7 @@ class Pairs(Dataset):
             "siglip": pair.siglip,
             "dinov2": pair.dinov2,
             **({"audio": pair.audio} if self.sound else {}),
+            "plain": torch.tensor(plain),
             "question_ids": torch.tensor(ids + [0] * padding),
             "question_mask": torch.tensor([1] * len(ids) + [0] * padding),
             "objects": torch.from_numpy(np.stack([getattr(labels, x) for x in _PLACE_SIZES])),
@@ -167,12 +177,13 @@ class LabelledCompressor(nn.Module):
         dinov2: Tensor,
         question_ids: Tensor,
         question_mask: Tensor,
+        plain: Tensor,
         objects: Tensor,
         whole: Tensor,
         audio: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """``siglip``, ``dinov2``, ``audio [B, 2, T, C]``; ``objects [B, 5, 9]``, ``whole [B, 3]``:
-        classes as in :class:`tdc.world.labels.PlaceLabels`."""
+        classes as in :class:`tdc.world.labels.PlaceLabels`; ``plain`` bool ``[B]``."""
         sounds = [None] * len(siglip) if audio is None else audio
         pairs = [
             TowerFeatures(s, d, (SIDE, SIDE), audio=heard)
@@ -188,18 +199,22 @@ class LabelledCompressor(nn.Module):
         scores = self.head(self.norm(torch.stack([one.flatten() for one in tokens])))
         sizes = [PLACES * sum(_PLACE_SIZES.values()), sum(_FRAME_SIZES)]
         places, frame = scores.split(sizes, dim=-1)
-        return self._loss(places.unflatten(-1, (PLACES, -1)), frame, objects, whole)
+        return self._loss(places.unflatten(-1, (PLACES, -1)), frame, plain, objects, whole)
 
     def _loss(
-        self, places: Tensor, frame: Tensor, objects: Tensor, whole: Tensor
+        self, places: Tensor, frame: Tensor, plain: Tensor, objects: Tensor, whole: Tensor
     ) -> dict[str, Tensor]:
-        losses, there = [], objects[:, 0] > 0
-        hits = torch.ones_like(there)
-        parts = places.split(list(_PLACE_SIZES.values()), -1)
-        for scores, truth in zip(parts, objects.unbind(1), strict=True):
+        known = plain[:, None].expand(-1, PLACES)
+        asked = {"shape": ~known, "gone": ~known, "color": known}
+        losses, hits = [], torch.ones_like(known)
+        parts = zip(_PLACE_SIZES, places.split([*_PLACE_SIZES.values()], -1), strict=True)
+        for (name, scores), truth in zip(parts, objects.unbind(1), strict=True):
             errors = F.cross_entropy(scores.transpose(1, 2), truth, reduction="none")
-            losses.append((errors * object_weights(truth > 0)).sum())
+            losses.append((errors * object_weights(truth > 0, asked.get(name))).sum())
             hits = hits & (scores.argmax(-1) == truth)
-        for scores, truth in zip(frame.split(_FRAME_SIZES, -1), whole.unbind(1), strict=True):
-            losses.append(F.cross_entropy(scores, truth))
+        ground, texture, sound = frame.split(_FRAME_SIZES, -1)
+        errors = F.cross_entropy(ground, whole[:, 0], reduction="none")
+        losses.append((errors * plain).sum() / plain.sum().clamp(1))
+        losses += [F.cross_entropy(texture, whole[:, 1]), F.cross_entropy(sound, whole[:, 2])]
+        there = (objects[:, 0] > 0) & known
         return {"loss": torch.stack(losses).sum(), "accuracy": object_share(hits, there)}

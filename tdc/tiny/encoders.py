@@ -88,16 +88,14 @@ PATCH_SIZES = (len(SHAPES) + 1, len(COLORS) + 1, len(BACKGROUNDS), len(TEXTURES)
 
 
 def patch_loss(
-    scores: Tensor, centers: Tensor, labels: dict[str, Tensor], plain: Tensor | None = None
+    scores: Tensor, centers: Tensor, labels: dict[str, Tensor], plain: Tensor
 ) -> dict[str, Tensor]:
-    """Loss and share of right objects of ``[B, patches, sum(PATCH_SIZES)]``; ``plain`` bool ``[B]``
-    where shapes are learned from other pictures than colors."""
+    """Loss of ``[B, patches, sum(PATCH_SIZES)]`` and share of right objects among the ``plain``
+    (bool ``[B]``). Colors are learned from those, shapes from the others."""
     *logits, found = scores.split(PATCH_SIZES, dim=-1)
     there = labels["shape"] > 0
-    asked: dict[str, Tensor] = {}
-    if plain is not None:
-        known = plain[:, None].expand_as(there)
-        asked = {"shape": ~known, "color": known, "background": known}
+    known = plain[:, None].expand_as(there)
+    asked = {"shape": ~known, "color": known, "background": known}
     losses = []
     for name, x in zip(("shape", "color", "background", "texture"), logits, strict=True):
         errors = F.cross_entropy(x.transpose(1, 2), labels[name], reduction="none")
@@ -105,8 +103,7 @@ def patch_loss(
     errors = (found - centers).square().sum(-1) * there
     losses.append(CENTRES * errors.sum() / there.sum().clamp(1))
     hits = (logits[0].argmax(-1) == labels["shape"]) & (logits[1].argmax(-1) == labels["color"])
-    seen = there & asked.get("color", there)
-    return {"loss": torch.stack(losses).sum(), "accuracy": object_share(hits, seen)}
+    return {"loss": torch.stack(losses).sum(), "accuracy": object_share(hits, there & known)}
 
 
 def object_weights(there: Tensor, asked: Tensor | None = None) -> Tensor:

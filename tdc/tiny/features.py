@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from tdc.train.tower_features import TowerFeatures
 from tdc.world import Clip, make_clip, render_frames, render_sound
 
 from .config import SIDE
+from .encoders import recolored
 
 SHARD = 250  # clips
 # Kinds of clips and scenes, in turns: what is asked across scenes takes most of the training.
@@ -48,11 +50,23 @@ class ClipFeatures:
         folder: where the shards lie, or will.
         clip: the clip of an index.
         count: how many.
+        recolor: whether their colors are turned, see :func:`tdc.tiny.encoders.recolored`.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], clip: Callable[[int], Clip], count: int):
-        self.folder, self.clip, self.count = Path(folder), clip, count
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        clip: Callable[[int], Clip],
+        count: int,
+        recolor: bool = False,
+    ) -> None:
+        self.folder, self.clip, self.count, self.recolor = Path(folder), clip, count, recolor
         self._open: dict[int, tuple[dict[str, np.ndarray], list[int]]] = {}
+
+    @cached_property
+    def recolored(self) -> ClipFeatures:
+        """Half of the clips in other colors: for labels that must not be guessed from colors."""
+        return ClipFeatures(self.folder / "recolored", self.clip, -(-self.count // 2), recolor=True)
 
     def write(
         self,
@@ -73,7 +87,8 @@ class ClipFeatures:
     @torch.inference_mode()
     def _write_shard(self, encoder: VideoEncoder, number: int) -> None:
         stop = min(self.count, (number + 1) * SHARD)
-        found = [clip_features(encoder, self.clip(i)) for i in range(number * SHARD, stop)]
+        numbers = range(number * SHARD, stop)
+        found = [clip_features(encoder, self.clip(i), self.recolor) for i in numbers]
         work = self._shard(number).with_suffix(f".tmp{os.getpid()}")
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
@@ -101,9 +116,13 @@ class ClipFeatures:
         )
 
 
-def clip_features(encoder: VideoEncoder, clip: Clip) -> TowerFeatures:
+def clip_features(encoder: VideoEncoder, clip: Clip, recolor: bool = False) -> TowerFeatures:
     """Towers and sound encoder over one clip, in memory as from its file."""
-    frames = torch.from_numpy(render_frames(clip, SIDE)).permute(0, 3, 1, 2).contiguous()
+    pixels = render_frames(clip, SIDE)
+    if recolor:
+        rng = np.random.default_rng((clip.seed, clip.index))
+        pixels = recolored(pixels, rng).clip(0, 255).astype(np.uint8)
+    frames = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
     assert encoder.siglip is not None and encoder.dinov2 is not None
     times = [float(t) for t in range(clip.num_frames)]
     wave = torch.from_numpy(render_sound(clip))

@@ -47,7 +47,7 @@ class Recipe:
 
     out: Path
     seed: int = 0
-    clips: int = 4000  # whose features are kept: 1.0 GB
+    clips: int = 4000  # whose features are kept, half of them in other colors as well: 1.5 GB
     pictures: int = 160_000  # seen by each image tower
     sounds: int = 6_400  # stretches of sound
     labelled_frames: int = 32_000  # for the connector, at each of its two grids
@@ -133,7 +133,15 @@ def _sounds(recipe: Recipe) -> Sounds:
     return Sounds(recipe.sounds, 1000 * recipe.seed + 13)
 
 
-def _fit(recipe: Recipe, name: str, module: nn.Module, data: Dataset, batch: int, say: Say) -> None:
+def _fit(
+    recipe: Recipe,
+    name: str,
+    module: nn.Module,
+    data: Dataset,
+    batch: int,
+    say: Say,
+    rate: float | None = None,
+) -> None:
     set_seed(recipe.seed)
     output = recipe.out / f"fit-{name}"
     done = output / "weights.pt"
@@ -143,7 +151,7 @@ def _fit(recipe: Recipe, name: str, module: nn.Module, data: Dataset, batch: int
             num_train_epochs=1,
             per_device_train_batch_size=batch // processes()[1],
             ddp_find_unused_parameters=True,  # a mask token that only self-supervision reads
-            learning_rate=recipe.encoder_rate,
+            learning_rate=recipe.encoder_rate if rate is None else rate,
             lr_scheduler_type="cosine",
             warmup_steps=0.03,
             use_cpu=True,
@@ -173,7 +181,8 @@ def encoded_clips(recipe: Recipe, encoders: Path, say: Say) -> ClipFeatures:
         recipe.out / "features", partial(training_clip, recipe.seed + 1), recipe.clips
     )
     model, _ = load(encoders)
-    clips.write(model.video_encoder, processes(), say)
+    for some in (clips, clips.recolored):
+        some.write(model.video_encoder, processes(), say)
     wait()
     return clips
 
@@ -193,7 +202,9 @@ def _labelled(
         labelled = LabelledConnector(model)
         seed = 1000 * recipe.seed + 14
         data = Frames(clips, recipe.labelled_frames, labelled.grid, seed)
-        _fit(recipe, name, labelled, data, recipe.batch, say)
+        # After stage 1 the language model reads these tokens: they must not become others.
+        slower = 1.0 if stage.full_grid else 1 / 3
+        _fit(recipe, name, labelled, data, recipe.batch, say, slower * recipe.encoder_rate)
     if is_first():
         _save(model.eval(), processor, output)
     wait()

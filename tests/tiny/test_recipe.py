@@ -41,6 +41,7 @@ def clips(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("features")
     found = ClipFeatures(folder, partial(training_clip, 1), CLIPS)
     found.write(model.video_encoder)
+    found.recolored.write(model.video_encoder)
     return found
 
 
@@ -61,6 +62,11 @@ def test_stored_features_are_those_of_the_clip(model, clips):
     assert len(stored.siglip) == clip.num_frames
     for name in ("siglip", "dinov2", "audio"):
         torch.testing.assert_close(getattr(stored, name), getattr(made, name), rtol=1e-3, atol=1e-3)
+    other = clips.recolored[7]
+    assert clips.recolored.count == CLIPS // 2
+    assert torch.equal(other.audio, stored.audio)
+    assert other.siglip.shape == stored.siglip.shape
+    assert (other.siglip - stored.siglip).norm() > 0.05 * stored.siglip.norm()
     silent = next(i for i in range(CLIPS) if not any(clips.clip(i).sounds))
     assert clips[silent].audio is not None  # as from its file, which has a track of zeros
 
