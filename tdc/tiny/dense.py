@@ -27,7 +27,7 @@ from tdc.world.labels import place_labels
 from tdc.world.words import BACKGROUNDS, COLORS, SHAPES, SOUNDS, TEXTURES
 
 from .config import SIDE
-from .encoders import PATCH_SIZES, object_share, object_weights, patch_loss
+from .encoders import PATCH_SIZES, PLAIN, object_share, object_weights, patch_loss
 from .features import ClipFeatures, some_frames
 
 # Classes of a place, and of the frame as a whole.
@@ -38,15 +38,17 @@ _PLACE_SIZES = {
     "turned": 2,
     "gone": len(SHAPES) + 1,
 }
+_OF_EVERY_OBJECT = ("shape", "color", "since")
 _FRAME_SIZES = (len(BACKGROUNDS), len(TEXTURES), len(SOUNDS) + 1)
 PLACES = 9
 QUESTION_WORDS = 16  # longest question about a frame, for batches of one shape
 
 
-def some_clips(clips: ClipFeatures, rng: Random) -> tuple[ClipFeatures, bool]:
-    """Clips as they are, from which colors are learned, or recolored, from which shapes are."""
-    plain = rng.random() < 0.5
-    return (clips if plain else clips.recolored), plain
+def some_clips(clips: ClipFeatures, plain: float, rng: Random) -> tuple[ClipFeatures, bool]:
+    """Clips as they are (a share of ``plain``), from which colors are learned, or recolored ones,
+    from which shapes are; and which of the two."""
+    as_they_are = rng.random() < plain
+    return (clips if as_they_are else clips.recolored), as_they_are
 
 
 class Frames(Dataset):
@@ -60,7 +62,7 @@ class Frames(Dataset):
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
         rng = Random(f"{self.seed}/{number}")
-        clips, plain = some_clips(self.clips, rng)
+        clips, plain = some_clips(self.clips, 0.5, rng)
         index = rng.randrange(clips.count)
         clip, features = clips.clip(index), clips[index]
         frame = rng.randrange(clip.num_frames)
@@ -113,7 +115,7 @@ class Pairs(Dataset):
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
         rng = Random(f"{self.seed}/{number}")
-        clips, plain = some_clips(self.clips, rng)
+        clips, plain = some_clips(self.clips, 1 / PLAIN, rng)
         clip, first, later, features = some_pair(clips, rng)
         labels = place_labels(clip, later)
         question = ask_frame(clip, later, salt=rng.getrandbits(32))[0].text
@@ -211,7 +213,8 @@ class LabelledCompressor(nn.Module):
         for (name, scores), truth in zip(parts, objects.unbind(1), strict=True):
             errors = F.cross_entropy(scores.transpose(1, 2), truth, reduction="none")
             losses.append((errors * object_weights(truth > 0, asked.get(name))).sum())
-            hits = hits & (scores.argmax(-1) == truth)
+            if name in _OF_EVERY_OBJECT:
+                hits = hits & (scores.argmax(-1) == truth)
         ground, texture, sound = frame.split(_FRAME_SIZES, -1)
         errors = F.cross_entropy(ground, whole[:, 0], reduction="none")
         losses.append((errors * plain).sum() / plain.sum().clamp(1))

@@ -39,6 +39,7 @@ SECONDS = (
 SOUND_CLASSES = {name: number for number, name in enumerate((None, *SOUNDS))}
 # Decoded video differs a little from what was drawn.
 NOISE, BRIGHTNESS = 4.0, 8.0
+FEW = 8
 PLAIN = 4  # one picture in so many keeps its colors
 
 
@@ -110,7 +111,8 @@ def object_weights(there: Tensor, asked: Tensor | None = None) -> Tensor:
     """One patch in six shows an object: without weights a model learns to say "none" first.
     ``asked`` bool: others weigh nothing."""
     some, none = (there, ~there) if asked is None else (there & asked, ~there & asked)
-    return some / some.sum().clamp(1) + 0.3 * none / none.sum().clamp(1)
+    # Where a batch holds one of a rare label, it alone must not weigh as much as all of another.
+    return some / some.sum().clamp(FEW) + 0.3 * none / none.sum().clamp(1)
 
 
 def object_share(hits: Tensor, there: Tensor) -> Tensor:
