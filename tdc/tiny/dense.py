@@ -27,7 +27,7 @@ from tdc.world.labels import place_labels
 from tdc.world.words import BACKGROUNDS, COLORS, SHAPES, SOUNDS, TEXTURES
 
 from .config import SIDE
-from .encoders import PATCH_SIZES, PLAIN, object_share, object_weights, patch_loss
+from .encoders import PATCH_SIZES, object_share, object_weights, patch_loss
 from .features import ClipFeatures, some_frames
 
 # Classes of a place, and of the frame as a whole.
@@ -44,11 +44,10 @@ PLACES = 9
 QUESTION_WORDS = 16  # longest question about a frame, for batches of one shape
 
 
-def some_clips(clips: ClipFeatures, plain: float, rng: Random) -> tuple[ClipFeatures, bool]:
-    """Clips as they are (a share of ``plain``), from which colors are learned, or recolored ones,
-    from which shapes are; and which of the two."""
-    as_they_are = rng.random() < plain
-    return (clips if as_they_are else clips.recolored), as_they_are
+def some_clips(clips: ClipFeatures, rng: Random) -> tuple[ClipFeatures, bool]:
+    """Clips as they are or, as often, recolored; and whether they are as they are."""
+    plain = rng.random() < 0.5
+    return (clips if plain else clips.recolored), plain
 
 
 class Frames(Dataset):
@@ -62,7 +61,7 @@ class Frames(Dataset):
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
         rng = Random(f"{self.seed}/{number}")
-        clips, plain = some_clips(self.clips, 0.5, rng)
+        clips, plain = some_clips(self.clips, rng)
         index = rng.randrange(clips.count)
         clip, features = clips.clip(index), clips[index]
         frame = rng.randrange(clip.num_frames)
@@ -115,7 +114,7 @@ class Pairs(Dataset):
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
         rng = Random(f"{self.seed}/{number}")
-        clips, plain = some_clips(self.clips, 1 / PLAIN, rng)
+        clips, plain = some_clips(self.clips, rng)
         clip, first, later, features = some_pair(clips, rng)
         labels = place_labels(clip, later)
         question = ask_frame(clip, later, salt=rng.getrandbits(32))[0].text
@@ -207,7 +206,9 @@ class LabelledCompressor(nn.Module):
         self, places: Tensor, frame: Tensor, plain: Tensor, objects: Tensor, whole: Tensor
     ) -> dict[str, Tensor]:
         known = plain[:, None].expand(-1, PLACES)
-        asked = {"shape": ~known, "gone": ~known, "color": known}
+        # Shapes are asked everywhere, unlike of patches: a few tokens cannot hold everything, and a
+        # compressor soon knows which clips it is asked for shapes, and for colors.
+        asked = {"color": known}
         losses, hits = [], torch.ones_like(known)
         parts = zip(_PLACE_SIZES, places.split([*_PLACE_SIZES.values()], -1), strict=True)
         for (name, scores), truth in zip(parts, objects.unbind(1), strict=True):

@@ -51,11 +51,11 @@ class Recipe:
     pictures: int = 160_000  # seen by each image tower
     sounds: int = 6_400  # stretches of sound
     labelled_frames: int = 32_000  # for the connector, at each of its two grids
-    labelled_pairs: int = 240_000  # of frames, for the compressor
+    labelled_pairs: int = 112_000  # of frames, for the compressor
     images: int = 48_000  # examples of stage 1
     frames: int = 48_000  # examples of the compressor alone
     videos: int = 64_000  # examples of stage 2
-    audio_visual: int = 80_000  # examples of stage 3
+    audio_visual: int = 64_000  # examples of stage 3
     batch: int = 32  # of all processes together
     rate: float = 1.5e-3  # of the language model
     slow_rate: float = 2e-4  # of connector and compressor, which labels have taught most of it

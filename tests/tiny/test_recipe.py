@@ -200,12 +200,12 @@ def test_the_compressor_learns_its_labels_and_nothing_else_learns(clips, sound):
 
 
 @pytest.mark.parametrize("plain", [True, False])
-def test_the_compressor_learns_colors_from_clips_as_they_are_and_shapes_from_others(clips, plain):
+def test_the_compressor_learns_colors_from_clips_as_they_are(clips, plain):
     model = new_model(0)
     data = Pairs(clips, 64, new_processor(model.config), 3)
     examples = [data[number] for number in range(len(data))]
     alike = [example for example in examples if bool(example["plain"]) == plain]
-    assert 0.4 < len(alike) / (16 if plain else 48) < 1.6
+    assert 16 <= len(alike) <= 48
     labelled = LabelledCompressor(model)
     labelled(**torch.utils.data.default_collate(alike[:16]))["loss"].backward()
     moved = labelled.head.weight.grad.abs().sum(1) > 0
@@ -214,8 +214,7 @@ def test_the_compressor_learns_colors_from_clips_as_they_are_and_shapes_from_oth
     learned = {
         n: bool(x.any()) for n, x in zip(sizes, of_places.split([*sizes.values()]), strict=True)
     }
-    asked = {"shape": not plain, "color": plain, "since": True, "turned": True, "gone": not plain}
-    assert learned == asked
+    assert learned == {name: plain or name != "color" for name in sizes}
 
 
 def test_pairs_are_of_one_scene_and_labelled_as_the_later_frame(clips):
