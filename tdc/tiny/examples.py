@@ -18,6 +18,7 @@ from tdc.train.tower_features import TowerFeatures
 from tdc.world import CLIP_PROMPT, FRAME_PROMPT, Clip, ask, ask_frame, clip_caption, frame_caption
 from tdc.world.captions import scene_caption
 from tdc.world.questions import KINDS, Question
+from tdc.world.wording import scene_references
 
 from .features import TRAINING, ClipFeatures, some_frames
 
@@ -43,7 +44,10 @@ OFTEN = (
     "seen_while",
     "sound_scene",
 )
-CAPTIONS = {"image": 0.3, "frame": 0.3, "one": 0.2, "two": 0.1, "full": 0.05}
+CAPTIONS = {"image": 0.3, "frame": 0.3, "one": 0.2, "two": 0.1, "full": 0.1}
+# Share of clips of which one of the turns tells a whole scene: many words to learn from, and all of
+# them about one of several scenes.
+TELL = 0.5
 STILL = ("shape", "color", "count", "background", "texture", "place")
 Mixture = Callable[[float], Mapping[str, float]]  # progress 0..1 to weights of kinds of batches
 
@@ -144,29 +148,30 @@ class Examples(Dataset):
         return _talk("video", features, _turns(questions, rng))
 
     def _one(self, rng: Random, caption: bool) -> dict[str, Any]:
-        index, clip = self._pick(ONE, rng)
-        text = scene_caption(clip.scenes[0])
-        text = text if self.sound else text.rpartition(" , ")[0]
-        return self._about(index, clip, text if caption else None, rng)
+        return self._about(*self._pick(ONE, rng), caption, rng)
 
     def _two(self, rng: Random, caption: bool) -> dict[str, Any]:
-        index, clip = self._pick(TWO, rng)
-        return self._about(index, clip, clip_caption(clip) if caption and self.sound else None, rng)
+        return self._about(*self._pick(TWO, rng), caption, rng)
 
     def _full(self, rng: Random, caption: bool) -> dict[str, Any]:
         index, clip = self._pick(FULL, rng)
-        caption = caption and self.sound and len(clip.scenes) < 4
-        return self._about(index, clip, clip_caption(clip) if caption else None, rng)
+        return self._about(index, clip, caption and len(clip.scenes) < 4, rng)
 
-    def _about(self, index: int, clip: Clip, caption: str | None, rng: Random) -> dict[str, Any]:
+    def _about(self, index: int, clip: Clip, caption: bool, rng: Random) -> dict[str, Any]:
         features = self.features[index]
         features = features if self.sound else replace(features, audio=None)
-        if caption is not None:
-            return _talk("video", features, [(CLIP_PROMPT, caption)])
+        if caption:
+            return _talk("video", features, [(CLIP_PROMPT, clip_caption(clip, self.sound))])
         questions = ask(clip, TURNS // 2, kinds=self._often, salt=rng.getrandbits(32))
         left = TURNS - len(questions)
         questions += ask(clip, left, kinds=self._kinds, salt=rng.getrandbits(32))
-        return _talk("video", features, _turns(questions, rng))
+        turns = _turns(questions, rng)
+        if rng.random() < TELL:
+            scene = rng.randrange(len(clip.scenes))
+            name = rng.choice(list(scene_references(clip, scene).values()))
+            told = f"what happens in {name} ?", scene_caption(clip.scenes[scene], self.sound)
+            turns[rng.randrange(len(turns))] = told
+        return _talk("video", features, turns)
 
 
 def _turns(questions: Sequence[Question], rng: Random) -> list[tuple[str, str]]:

@@ -242,7 +242,8 @@ def _stage(
     output = recipe.out / name
     if (output / SETTINGS_FILE).exists():
         return output
-    settings = stage_settings(recipe, start, output, stage.sound)
+    # Examples of stage 2 leave out the sound of clips, but not that of frames.
+    settings = stage_settings(recipe, start, output, True)
     model, processor, _ = starting_model(settings, stage)
     if mixture is examples.frames:
         model.__class__ = CompressorAlone

@@ -17,17 +17,19 @@ SINCE = ("still", *(f"moved {way}" for way in DIRECTIONS), "new", "turned")
 _FROM = dict(zip(("right", "left", "down", "up"), SIDES, strict=True))
 
 
-def clip_caption(clip: Clip) -> str:
+def clip_caption(clip: Clip, sound: bool = True) -> str:
     """All scenes: "scene 1 : red circle moves left , blue star flashes with beep , on teal dots ,
     silence ; scene 2 : ..."; the sound at the end of a scene is the one without a flash."""
-    scenes = (f"scene {i + 1} : {scene_caption(s)}" for i, s in enumerate(clip.scenes))
+    scenes = (f"scene {i + 1} : {scene_caption(s, sound)}" for i, s in enumerate(clip.scenes))
     return " ; ".join(scenes)
 
 
-def scene_caption(scene: Scene) -> str:
-    """One scene of `clip_caption`."""
+def scene_caption(scene: Scene, sound: bool = True) -> str:
+    """One scene of `clip_caption`; ``sound`` False says nothing of sounds."""
     parts = [_object_phrase(thing, scene) for thing in scene.objects]
-    parts += [_flash_phrase(thing) for thing in scene.flashes]
+    parts += [_flash_phrase(thing, sound) for thing in scene.flashes]
+    if not sound:
+        return " , ".join([*parts, f"on {ground(scene)}"])
     during = {flash.first for flash in scene.flashes if flash.sound is not None}
     rest = [sound for k, sound in enumerate(scene.sounds) if k not in during and sound is not None]
     return " , ".join([*parts, f"on {ground(scene)}", rest[0] if rest else SILENCE])
@@ -59,8 +61,8 @@ def _object_phrase(thing: Thing, scene: Scene) -> str:
     return " ".join(phrases)
 
 
-def _flash_phrase(thing: Thing) -> str:
-    return f"{look(thing)} flashes" + (f" with {thing.sound}" if thing.sound else "")
+def _flash_phrase(thing: Thing, sound: bool) -> str:
+    return f"{look(thing)} flashes" + (f" with {thing.sound}" if sound and thing.sound else "")
 
 
 def frame_caption(clip: Clip, frame: int) -> str:
