@@ -39,8 +39,8 @@ SECONDS = (
 SOUND_CLASSES = {name: number for number, name in enumerate((None, *SOUNDS))}
 # Decoded video differs a little from what was drawn.
 NOISE, BRIGHTNESS = 4.0, 8.0
-FEW = 8
 PLAIN = 4  # one picture in so many keeps its colors
+FEW = 8  # objects of one label in a batch that weigh as much together as any number
 
 
 class Pictures(Dataset):

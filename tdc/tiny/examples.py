@@ -163,8 +163,9 @@ class Examples(Dataset):
         if caption:
             return _talk("video", features, [(CLIP_PROMPT, clip_caption(clip, self.sound))])
         questions = ask(clip, TURNS // 2, kinds=self._often, salt=rng.getrandbits(32))
-        left = TURNS - len(questions)
-        questions += ask(clip, left, kinds=self._kinds, salt=rng.getrandbits(32))
+        asked = {q.text for q in questions}  # its answer would be there to copy
+        others = ask(clip, TURNS, kinds=self._kinds, salt=rng.getrandbits(32))
+        questions += [q for q in others if q.text not in asked][: TURNS - len(questions)]
         turns = _turns(questions, rng)
         if rng.random() < TELL:
             scene = rng.randrange(len(clip.scenes))

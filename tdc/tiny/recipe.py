@@ -203,8 +203,8 @@ def _labelled(
         seed = 1000 * recipe.seed + 14
         data = Frames(clips, recipe.labelled_frames, labelled.grid, seed)
         # After stage 1 the language model reads these tokens: they must not become others.
-        slower = 1.0 if stage.full_grid else 1 / 3
-        _fit(recipe, name, labelled, data, recipe.batch, say, slower * recipe.encoder_rate)
+        rate = recipe.encoder_rate / (1 if stage.full_grid else 3)
+        _fit(recipe, name, labelled, data, recipe.batch, say, rate)
     if is_first():
         _save(model.eval(), processor, output)
     wait()

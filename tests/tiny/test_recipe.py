@@ -22,7 +22,9 @@ from tdc.tiny.encoders import (
     patch_loss,
 )
 from tdc.tiny.features import ClipFeatures, clip_features, training_clip
+from tdc.train.stages import get_stage
 from tdc.train.tower_features import MediaBatch, MediaEncoder
+from tdc.train.trainer import build_trainer
 from tdc.world import ask, clip_caption, make_clip, motion, vocabulary
 from tdc.world.captions import SINCE
 from tdc.world.labels import place_labels
@@ -111,6 +113,45 @@ def test_no_question_about_sound_without_sound(clips):
     assert all(said(quiet, "frame", word) and said(loud, "clip", word) for word in words)
     audio = {_kind(x): x["video"].audio is not None for x in quiet if "video" in x}
     assert audio == {"clip": False, "frame": True}  # the compressor's sound is not forgotten
+
+
+def test_frames_are_heard_in_stage_2_and_clips_are_not(model, clips, tmp_path, monkeypatch):
+    """As they reach the model: a collator without sound would take it from all of them."""
+    model.save_pretrained(tmp_path / "start")
+    new_processor(model.config).save_pretrained(tmp_path / "start")
+    seen = {}
+
+    def collate(settings, stage, model, processor, data, say):
+        parts = {"model": model, "processor": processor, "dataset": data}
+        trainer = build_trainer(settings, stage, **parts)
+        for example in (data[number] for number in range(len(data))):
+            if "video" in example:
+                (medium,) = trainer.data_collator([example])["media"]
+                seen.setdefault(_kind(example), set()).add(medium.audio is not None)
+
+    monkeypatch.setattr(recipe, "train_stage", collate)
+    short = recipe.Recipe(tmp_path, batch=1)
+    stage = ("stage2", get_stage(2), tmp_path / "start", 40, examples.videos)
+    recipe._stage(short, clips, print, *stage)
+    assert seen == {"frame": {True}, "clip": {False}}
+
+
+@pytest.mark.parametrize("sound", [True, False])
+def test_a_turn_may_tell_a_scene_and_no_question_comes_twice(clips, sound):
+    mixture = examples.sounding
+    data = examples.Examples(clips, 300, 1, mixture, sound, 5)
+    talks = [x["conversations"] for x in data if _kind(x) == "clip"]
+    asked = [[turn["value"] for turn in talk[::2]] for talk in talks]
+    assert all(len(set(questions)) == len(questions) for questions in asked)
+    told = [
+        answer["value"]
+        for talk in talks
+        for question, answer in zip(talk[::2], talk[1::2], strict=True)
+        if "what happens in" in question["value"] and "the video" not in question["value"]
+    ]
+    assert 0.3 < len(told) / len(talks) < 0.6
+    assert all(" on " in text or text.startswith("on ") for text in told)
+    assert any("silence" in text or " with " in text for text in told) == sound
 
 
 def test_what_few_clips_offer_is_asked_often(clips):
@@ -234,8 +275,9 @@ def test_pairs_are_of_one_scene_and_labelled_as_the_later_frame(clips):
             new = not thing.visible(0)
             assert (SINCE[labels.since[index] - 1] == "new") == new
             assert labels.turned[index] == (thing.color_at(time) != thing.color)
-        gone = [thing.shape for thing in clip.scenes[scene].visible(0) if thing not in visible]
-        assert sorted(SHAPES[label - 1] for label in labels.gone if label) == sorted(gone)
+        gone = [thing for thing in clip.scenes[scene].visible(0) if thing not in visible]
+        where = {places.index(motion.place_of(thing.position(0))): thing.shape for thing in gone}
+        assert {k: SHAPES[label - 1] for k, label in enumerate(labels.gone) if label} == where
         heard = clip.sounds[later]
         assert labels.sound == (0 if heard is None else 1 + SOUNDS.index(heard))
 
