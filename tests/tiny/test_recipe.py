@@ -30,6 +30,7 @@ from tdc.world.captions import SINCE
 from tdc.world.labels import place_labels
 from tdc.world.words import BACKGROUNDS, COLORS, SHAPES, SOUNDS
 
+PLACES = [motion.place_of((10 + 22 * (k % 3), 10 + 22 * (k // 3))) for k in range(9)]
 CLIPS = 20  # one of each place of features.TRAINING
 
 
@@ -267,19 +268,27 @@ def test_pairs_are_of_one_scene_and_labelled_as_the_later_frame(clips):
         labels = place_labels(clip, later)
         visible = clip.scenes[scene].visible(time)
         assert (labels.shape > 0).sum() == len(visible)
-        places = [motion.place_of((10 + 22 * (k % 3), 10 + 22 * (k // 3))) for k in range(9)]
         for thing in visible:
-            index = places.index(motion.place_of(thing.position(time)))
+            index = PLACES.index(motion.place_of(thing.position(time)))
             assert SHAPES[labels.shape[index] - 1] == thing.shape
             assert list(COLORS)[labels.color[index] - 1] == thing.color_at(time)
             new = not thing.visible(0)
             assert (SINCE[labels.since[index] - 1] == "new") == new
             assert labels.turned[index] == (thing.color_at(time) != thing.color)
-        gone = [thing for thing in clip.scenes[scene].visible(0) if thing not in visible]
-        where = {places.index(motion.place_of(thing.position(0))): thing.shape for thing in gone}
-        assert {k: SHAPES[label - 1] for k, label in enumerate(labels.gone) if label} == where
         heard = clip.sounds[later]
         assert labels.sound == (0 if heard is None else 1 + SOUNDS.index(heard))
+
+
+def test_what_is_gone_is_labelled_where_the_first_frame_shows_it():
+    moved = 0
+    for clip in (make_clip(3, index, scenes=1) for index in range(400)):
+        last = clip.num_frames - 1
+        gone = [x for x in clip.scenes[0].visible(0) if not x.visible(last)]
+        moved += sum(x.position(0) != x.position(last) for x in gone)
+        labels = place_labels(clip, last).gone
+        where = {PLACES.index(motion.place_of(x.position(0))): x.shape for x in gone}
+        assert {k: SHAPES[label - 1] for k, label in enumerate(labels) if label} == where
+    assert moved > 10  # or any place would do
 
 
 def test_a_second_of_sound_has_the_label_of_the_clip():
