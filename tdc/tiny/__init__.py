@@ -2,5 +2,5 @@
 """The tiny TDC: the same classes at a width that two CPU cores train, on clips of ``tdc.world``.
 
 ``python -m tdc.tiny`` runs the whole recipe from a seed: image towers and sound encoder on labels,
-the compressor alone, then the paper's three stages (docs/tiny.md).
+connector, compressor and language model one by one, then the paper's three stages (docs/tiny.md).
 """

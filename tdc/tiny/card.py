@@ -45,7 +45,7 @@ of that world and nothing else: what it says about any other video means nothing
 | stage 1: pictures | {images:,} |
 | the connector on labels again, at the 16 tokens of a video frame, frames | {labelled_frames:,} |
 | the compressor on labels of every place, pairs of frames | {labelled_pairs:,} |
-| the compressor alone: pairs of frames | {frames:,} |
+| the language model alone, on kept contexts of clips | {talks:,} |
 | stage 2: videos | {videos:,} |
 | stage 3: videos with sound, LoRA on the language model, merged | {audio_visual:,} |
 

@@ -18,7 +18,8 @@ MARKS = ("<|end|>", "<|pad|>", "<|unknown|>", "<|question|>", "<|answer|>")
 TEMPLATE = """\
 {%- for message in messages -%}
 {{- '<|answer|> ' if message.role == 'assistant' -}}
-{%- if message.content is string -%}{{ message.content }}
+{%- if message.content is string -%}
+{{- '<|question|> ' if message.role == 'user' -}}{{ message.content }}
 {%- else -%}
 {%- for part in message.content -%}
 {%- if part.type == 'video' -%}{{ '<video>' }}

@@ -145,14 +145,6 @@ def some_pair(clips: ClipFeatures, rng: Random) -> tuple[Clip, int, int, TowerFe
             return clip, start, start + rng.randrange(1, length), clips[index]
 
 
-class CompressorAlone(TDCForConditionalGeneration):
-    """The language model sees the compressed tokens of a dynamic frame and nothing else of it."""
-
-    def build_context(self, *args: Any, **kwargs: Any) -> Context:
-        context = super().build_context(*args, **kwargs)
-        return replace(context, tokens=dynamic_tokens(context, self.config.num_context_tokens))
-
-
 def dynamic_tokens(context: Context, queries: int) -> tuple[Tensor, ...]:
     """``[K, D]`` of every pair: those before the last separator."""
     return tuple(tokens[-queries - 1 : -1] for tokens in context.tokens)

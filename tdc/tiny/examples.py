@@ -29,7 +29,7 @@ TWO = tuple(i for i, (kind, n) in enumerate(TRAINING) if n == (2, 2) or kind == 
 FULL = tuple(i for i, (kind, n) in enumerate(TRAINING) if n == (1, 4) or kind == "fast-cut")
 CHOICE = 0.1  # share of questions with options
 # Questions about one medium in a row: its tokens, which are most of the work, serve all of them.
-TURNS = 4
+TURNS = 8
 # Few clips offer them, or they are learned late: every other question about a clip is one of these.
 OFTEN = (
     "scene_number",
@@ -56,25 +56,18 @@ def images(progress: float) -> Mapping[str, float]:
     return {"image": 1.0}
 
 
-def frames(progress: float) -> Mapping[str, float]:
-    return {"frame": 1.0}
+def talks(progress: float) -> Mapping[str, float]:
+    """From single scenes to whole clips."""
+    late = min(1.0, progress / 0.4)
+    return {"one": 0.65 - 0.50 * late, "two": 0.25 + 0.05 * late, "full": 0.10 + 0.45 * late}
 
 
 def videos(progress: float) -> Mapping[str, float]:
-    """From pictures over single scenes to whole clips; frames stay in it: what the compressor has
-    learned would be lost."""
-    late = min(1.0, progress / 0.4)
-    return {
-        "image": 0.25 * (1 - late) + 0.02,
-        "frame": 0.15,
-        "one": 0.45 * (1 - late) + 0.13,
-        "two": 0.15 + 0.10 * late,
-        "full": 0.05 + 0.45 * late,
-    }
+    return {"image": 0.04, "frame": 0.06, "one": 0.15, "two": 0.25, "full": 0.50}
 
 
 def sounding(progress: float) -> Mapping[str, float]:
-    return {"frame": 0.15, "one": 0.15, "two": 0.25, "full": 0.45}
+    return {"frame": 0.05, "one": 0.15, "two": 0.25, "full": 0.55}
 
 
 class Examples(Dataset):
@@ -160,8 +153,12 @@ class Examples(Dataset):
     def _about(self, index: int, clip: Clip, caption: bool, rng: Random) -> dict[str, Any]:
         features = self.features[index]
         features = features if self.sound else replace(features, audio=None)
+        return _talk("video", features, self.turns_about(clip, caption, rng))
+
+    def turns_about(self, clip: Clip, caption: bool, rng: Random) -> list[tuple[str, str]]:
+        """Questions and answers, or the one that tells the whole clip."""
         if caption:
-            return _talk("video", features, [(CLIP_PROMPT, clip_caption(clip, self.sound))])
+            return [(CLIP_PROMPT, clip_caption(clip, self.sound))]
         questions = ask(clip, TURNS // 2, kinds=self._often, salt=rng.getrandbits(32))
         asked = {q.text for q in questions}  # its answer would be there to copy
         others = ask(clip, TURNS, kinds=self._kinds, salt=rng.getrandbits(32))
@@ -172,7 +169,7 @@ class Examples(Dataset):
             name = rng.choice(list(scene_references(clip, scene).values()))
             told = f"what happens in {name} ?", scene_caption(clip.scenes[scene], self.sound)
             turns[rng.randrange(len(turns))] = told
-        return _talk("video", features, turns)
+        return turns
 
 
 def _turns(questions: Sequence[Question], rng: Random) -> list[tuple[str, str]]:

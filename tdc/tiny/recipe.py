@@ -32,13 +32,15 @@ from . import examples
 from .card import write_finished
 from .config import new_model, new_processor
 from .cuts import similarity_threshold
-from .dense import CompressorAlone, Frames, LabelledCompressor, LabelledConnector, Pairs
+from .dense import Frames, LabelledCompressor, LabelledConnector, Pairs
 from .encoders import AccuracyTrainer, LabelledSound, LabelledTower, Pictures, Sounds
 from .examples import Examples, Mixture
 from .features import ClipFeatures, training_clip
+from .language import KeptContexts, LanguageAlone, Talks, collate
 
 Say = Callable[[str], None]
-ALONE = replace(get_stage(2), title="the compressor alone", sound=True)
+COMPRESSOR = replace(get_stage(2), title="the compressor on labels", sound=True)
+LANGUAGE = replace(get_stage(2), title="the language model alone", sound=True)
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Recipe:
     labelled_frames: int = 32_000  # for the connector, at each of its two grids
     labelled_pairs: int = 112_000  # of frames, for the compressor
     images: int = 48_000  # examples of stage 1
-    frames: int = 48_000  # examples of the compressor alone
+    talks: int = 160_000  # examples of the language model alone
     videos: int = 64_000  # examples of stage 2
     audio_visual: int = 64_000  # examples of stage 3
     batch: int = 32  # of all processes together
@@ -68,9 +70,9 @@ def run(recipe: Recipe, say: Say = print) -> Path:
     """All steps; returns the folder of the finished model."""
     clips, folder = align(recipe, say)
     start = partial(_stage, recipe, clips, say)
-    # Not the paper's: without it, questions about dynamic frames stay at chance for hours.
-    folder = _labelled(recipe, say, "compressor-labels", ALONE, folder, clips)
-    folder = start("compressor", ALONE, folder, recipe.frames, examples.frames)
+    # Not the paper's: without them, questions about whole clips stay near chance for hours.
+    folder = _part(recipe, say, "compressor-labels", COMPRESSOR, folder, clips)
+    folder = _part(recipe, say, "language", LANGUAGE, folder, clips)
     folder = start("stage2", get_stage(2), folder, recipe.videos, examples.videos)
     folder = start("stage3", get_stage(3), folder, recipe.audio_visual, examples.sounding)
     merged, finished = recipe.out / "merged", recipe.out / "tiny"
@@ -87,10 +89,10 @@ def align(recipe: Recipe, say: Say) -> tuple[ClipFeatures, Path]:
     at the fewer tokens a frame has from stage 2 on."""
     encoders = train_encoders(recipe, say)
     clips = encoded_clips(recipe, encoders, say)
-    connector = _labelled(recipe, say, "connector-labels", get_stage(1), encoders, clips)
+    connector = _part(recipe, say, "connector-labels", get_stage(1), encoders, clips)
     stage = (get_stage(1), connector, recipe.images, examples.images)
     aligned = _stage(recipe, clips, say, "stage1", *stage)
-    return clips, _labelled(recipe, say, "frame-labels", get_stage(2), aligned, clips)
+    return clips, _part(recipe, say, "frame-labels", get_stage(2), aligned, clips)
 
 
 def processes() -> tuple[int, int]:
@@ -124,7 +126,7 @@ def train_encoders(recipe: Recipe, say: Say) -> Path:
     _fit(recipe, "beats", LabelledSound(encoder.beats), _sounds(recipe), 16, say)
     model.config.similarity_threshold = similarity_threshold(encoder.dinov2, recipe.seed, say)
     if is_first():
-        _save(model.eval(), new_processor(model.config), folder)
+        save(model.eval(), new_processor(model.config), folder)
     wait()
     return folder
 
@@ -141,6 +143,7 @@ def _fit(
     batch: int,
     say: Say,
     rate: float | None = None,
+    collate: Callable[[Any], Any] | None = None,
 ) -> None:
     set_seed(recipe.seed)
     output = recipe.out / f"fit-{name}"
@@ -164,7 +167,9 @@ def _fit(
             disable_tqdm=True,
             train_sampling_strategy="sequential",
         )
-        trainer = AccuracyTrainer(model=module, args=arguments, train_dataset=data)
+        trainer = AccuracyTrainer(
+            model=module, args=arguments, train_dataset=data, data_collator=collate
+        )
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(SayLosses(lambda line: say(f"{name}: {line}")))
         trainer.train(resume_from_checkpoint=last_checkpoint(output))
@@ -187,17 +192,20 @@ def encoded_clips(recipe: Recipe, encoders: Path, say: Say) -> ClipFeatures:
     return clips
 
 
-def _labelled(
+def _part(
     recipe: Recipe, say: Say, name: str, stage: Stage, start: Path, clips: ClipFeatures
 ) -> Path:
-    """The compressor (where frames are ALONE) or the connector, on labels of what tokens show."""
+    """One part alone: the connector (in the paper's stages) or the compressor on labels of what
+    tokens show, or the language model on contexts that are kept."""
     output = recipe.out / name
     if (output / "config.json").exists():
         return output
     settings = stage_settings(recipe, start, output, stage.sound)
     model, processor, _ = starting_model(settings, stage)
-    if stage is ALONE:
+    if stage is COMPRESSOR:
         compressor_on_labels(recipe, name, model, processor, clips, say)
+    elif stage is LANGUAGE:
+        language_alone(recipe, name, model, processor, clips, say)
     else:
         labelled = LabelledConnector(model)
         seed = 1000 * recipe.seed + 14
@@ -206,7 +214,7 @@ def _labelled(
         rate = recipe.encoder_rate / (1 if stage.full_grid else 3)
         _fit(recipe, name, labelled, data, recipe.batch, say, rate)
     if is_first():
-        _save(model.eval(), processor, output)
+        save(model.eval(), processor, output)
     wait()
     return output
 
@@ -223,6 +231,23 @@ def compressor_on_labels(
     """Only the model's compressor learns."""
     data = Pairs(clips, recipe.labelled_pairs, processor, 1000 * recipe.seed + 15, sound)
     _fit(recipe, name, LabelledCompressor(model), data, recipe.batch, say)
+
+
+def language_alone(
+    recipe: Recipe,
+    name: str,
+    model: TDCForConditionalGeneration,
+    processor: TDCProcessor,
+    clips: ClipFeatures,
+    say: Say,
+    sound: bool = True,
+) -> None:
+    """Only the model's language model learns."""
+    contexts = KeptContexts(recipe.out / "contexts", clips, sound)
+    contexts.write(model, processor, processes(), say)
+    wait()
+    data = Talks(contexts, processor, recipe.talks, recipe.batch, 1000 * recipe.seed + 16)
+    _fit(recipe, name, LanguageAlone(model), data, recipe.batch, say, recipe.rate, collate)
 
 
 # --- stages --------------------------------------------------------------------------------------
@@ -245,8 +270,6 @@ def _stage(
     # Examples of stage 2 leave out the sound of clips, but not that of frames.
     settings = stage_settings(recipe, start, output, True)
     model, processor, _ = starting_model(settings, stage)
-    if mixture is examples.frames:
-        model.__class__ = CompressorAlone
     seed = 1000 * recipe.seed + 100 + len(name)
     data = Examples(clips, size, recipe.batch, mixture, stage.sound, seed)
     train_stage(settings, stage, model, processor, data, lambda line: say(f"{name}: {line}"))
@@ -301,7 +324,7 @@ def train_stage(
     wait()
 
 
-def _save(model: TDCForConditionalGeneration, processor: TDCProcessor, folder: Path) -> None:
+def save(model: TDCForConditionalGeneration, processor: TDCProcessor, folder: Path) -> None:
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
 

@@ -12,6 +12,7 @@ import json
 import platform
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,8 +29,7 @@ from tdc.train.trainer import SETTINGS_FILE
 
 from . import examples
 from .ablations import BASELINE, Ablation, Setting, chosen, configured
-from .config import new_model, new_processor, tiny_config
-from .dense import CompressorAlone
+from .config import new_model, new_processor
 from .examples import Examples
 from .features import ClipFeatures, training_clip
 from .measures import SETS, ask_long, ask_set
@@ -39,8 +39,10 @@ from .recipe import (
     align,
     compressor_on_labels,
     is_first,
+    language_alone,
     load,
     processes,
+    save,
     stage_settings,
     train_stage,
     wait,
@@ -269,6 +271,7 @@ def _trained(shared: _Shared, variant: Variant, folder: Path) -> dict[str, Any]:
     if is_first():
         for checkpoint in folder.glob("*/checkpoint-*"):
             shutil.rmtree(checkpoint)
+        shutil.rmtree(folder / "contexts", ignore_errors=True)
     return {
         "training_seconds": seconds if whole else None,
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -277,49 +280,37 @@ def _trained(shared: _Shared, variant: Variant, folder: Path) -> dict[str, Any]:
 
 
 def _train(shared: _Shared, variant: Variant, folder: Path) -> Path:
-    """The compressor on labels, the compressor alone, then videos with sound: stages 2 and 3 in
+    """The compressor on labels, the language model alone, then videos with sound: stages 2 and 3 in
     one, without LoRA."""
     sweep, setting = shared.sweep, variant.setting
-    first, last = folder / "compressor", folder / "videos"
+    first, last = folder / "language", folder / "videos"
     stage = replace(get_stage(2), title="videos with sound", sound=True)
-    recipe = replace(sweep.recipe, out=folder, seed=variant.seed, labelled_pairs=sweep.examples)
+    size = sweep.examples
+    recipe = replace(sweep.recipe, out=folder, seed=variant.seed, labelled_pairs=size, talks=size)
     clips, aligned = shared.aligned
-    data = _Data(clips, sweep.examples, sweep.batch, variant.seed)
 
     def say(text: str) -> None:
         shared.detail(f"{variant}: {text}")
 
-    if not (first / SETTINGS_FILE).exists():
-        settings = stage_settings(recipe, aligned, first, setting.sound)
-        # A pair of frames is one scene here, wherever the variant would cut.
-        model = start(aligned, {**setting.changes, "num_scenes": 1}, variant.seed)
+    if not (first / "config.json").exists():
+        model = start(aligned, setting.changes, variant.seed)
         processor = new_processor(model.config)
         compressor_on_labels(recipe, "labels", model, processor, clips, say, setting.sound)
-        model.__class__ = CompressorAlone
-        train_stage(settings, stage, model, processor, data(examples.frames, 0), say)
+        language_alone(recipe, "talks", model, processor, clips, say, setting.sound)
+        if is_first():
+            save(model.eval(), processor, first)
+        wait()
     if not (last / SETTINGS_FILE).exists():
-        scenes = {"num_scenes": configured(tiny_config(), setting.changes).num_scenes}
-        settings = stage_settings(recipe, first, last, setting.sound, model_config=scenes)
+        settings = stage_settings(recipe, first, last, setting.sound)
         model, processor, _ = starting_model(settings, stage)
-        train_stage(settings, stage, model, processor, data(examples.videos, 1), say)
+        # The same for all variants of a seed, with and without sound.
+        seed = 1000 * variant.seed + 201
+        data = Examples(clips, size, sweep.batch, examples.videos, True, seed)
+        train_stage(settings, stage, model, processor, data, say)
     return last
 
 
-@dataclass(frozen=True)
-class _Data:
-    """A stage's examples: the same for all variants of a seed, with and without sound."""
-
-    clips: ClipFeatures
-    size: int
-    batch: int
-    seed: int
-
-    def __call__(self, mixture: examples.Mixture, stage: int) -> Examples:
-        seed = 1000 * self.seed + 200 + stage
-        return Examples(self.clips, self.size, self.batch, mixture, True, seed)
-
-
-def start(aligned: Path, changes: dict[str, Any], seed: int) -> Any:
+def start(aligned: Path, changes: Mapping[str, Any], seed: int) -> Any:
     """The model of stage 1 with a new compressor.
 
     Whatever has the same name and shape in the unchanged model of that seed begins alike.

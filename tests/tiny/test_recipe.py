@@ -23,7 +23,6 @@ from tdc.tiny.encoders import (
 )
 from tdc.tiny.features import ClipFeatures, clip_features, training_clip
 from tdc.train.stages import get_stage
-from tdc.train.tower_features import MediaBatch, MediaEncoder
 from tdc.train.trainer import build_trainer
 from tdc.world import ask, clip_caption, make_clip, motion, vocabulary
 from tdc.world.captions import SINCE
@@ -74,7 +73,7 @@ def test_stored_features_are_those_of_the_clip(model, clips):
     assert clips[silent].audio is not None  # as from its file, which has a track of zeros
 
 
-@pytest.mark.parametrize("mixture", [examples.images, examples.frames, examples.videos])
+@pytest.mark.parametrize("mixture", [examples.images, examples.videos, examples.talks])
 def test_examples_depend_on_their_number_alone(clips, mixture):
     made = [examples.Examples(clips, 64, 8, mixture, False, 5) for _ in range(2)]
     some = [made[0][i] for i in (0, 9, 33, 63)]
@@ -85,15 +84,18 @@ def test_examples_depend_on_their_number_alone(clips, mixture):
 
 
 def test_batches_are_of_one_kind_and_the_mixture_moves(clips):
-    data = examples.Examples(clips, 4000, 8, examples.videos, False, 5)
-    kinds = {}
+    data = examples.Examples(clips, 4000, 8, examples.talks, True, 5)
+    frames = {True: [], False: []}
     for batch in range(0, 500, 5):
-        of_batch = {_kind(data[8 * batch + i]) for i in range(8)}
-        assert len(of_batch) == 1
-        kinds.setdefault(batch < 100, []).extend(of_batch)
-    assert "image" in kinds[True]
-    early, late = (kinds[key].count("clip") / len(kinds[key]) for key in (True, False))
-    assert early < late
+        of_batch = [data[8 * batch + i] for i in range(8)]
+        assert {_kind(example) for example in of_batch} == {"clip"}
+        frames[batch < 100].append(sum(len(x["video"].siglip) for x in of_batch) / 8)
+    early, late = (sum(some) / len(some) for some in (frames[True], frames[False]))
+    assert early + 1 < late
+    data = examples.Examples(clips, 4000, 8, examples.videos, False, 5)
+    by_batch = [{_kind(data[8 * batch + i]) for i in range(8)} for batch in range(100)]
+    assert all(len(kinds) == 1 for kinds in by_batch)
+    assert set.union(*by_batch) == {"image", "frame", "clip"}
 
 
 def _kind(example):
@@ -159,25 +161,6 @@ def test_what_few_clips_offer_is_asked_often(clips):
     data = examples.Examples(clips, 400, 1, examples.sounding, True, 5)
     talks = [str(x["conversations"]) for x in data if _kind(x) == "clip"]
     assert len([x for x in talks if "what changes in" in x]) > 0.2 * len(talks)
-
-
-def test_the_compressor_alone_hides_the_static_frame(model, clips):
-    features = MediaEncoder(model.video_encoder).encode(
-        MediaBatch([examples.some_frames(clips[i], [0, 1]) for i in (0, 1)])
-    )
-    # One scene of two frames, whatever an untrained tower says about the pair.
-    boundaries = torch.full_like(features.segmentation.boundaries, 2)
-    object.__setattr__(features.segmentation, "boundaries", boundaries)
-    ids = torch.ones(2, 3, dtype=torch.long)
-    whole = model.build_context(features, ids)
-    model.__class__ = recipe.CompressorAlone
-    try:
-        alone = model.build_context(features, ids)
-    finally:
-        model.__class__ = recipe.TDCForConditionalGeneration
-    for one, other in zip(whole.tokens, alone.tokens, strict=True):
-        assert other.shape[0] == model.config.num_context_tokens
-        assert torch.equal(one[-other.shape[0] - 1 : -1], other)
 
 
 def test_shapes_are_learned_where_colors_are_turned_and_colors_where_not():
@@ -308,7 +291,7 @@ def test_a_second_of_sound_has_the_label_of_the_clip():
 def test_the_whole_recipe_and_again(tmp_path):
     said: list[str] = []
     sizes = {
-        **{"clips": CLIPS, "pictures": 48, "sounds": 16, "images": 8, "frames": 8, "videos": 8},
+        **{"clips": CLIPS, "pictures": 48, "sounds": 16, "images": 8, "talks": 8, "videos": 8},
         **{"labelled_frames": 8, "labelled_pairs": 8, "audio_visual": 8},
         **{"batch": 4, "save_steps": 1, "logging_steps": 1},
     }

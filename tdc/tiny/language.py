@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The language model alone: it learns to look things up in the contexts of whole clips.
+
+A TDC begins with a language model that can read; this one is new. While connector and compressor
+stand still, what they make of a clip stays the same, so it is computed once per clip. A step then
+costs about half, and each context serves more questions.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tdc.assembly import IGNORE_INDEX
+from tdc.model import TDCForConditionalGeneration
+from tdc.processor import TDCProcessor
+from tdc.train.collator import pad_rows
+from tdc.train.tower_features import MediaBatch, MediaEncoder
+from tdc.world import Clip, ask
+from tdc.world.questions import Question
+
+from .config import MARKS
+from .examples import Examples, talks
+from .features import SHARD, ClipFeatures
+
+VARIANTS = 2  # contexts per clip, each for another question
+_END, _, _, _QUESTION, _ANSWER = MARKS
+
+
+def heard(clip: Clip, variant: int) -> Question:
+    """What the compressor is asked."""
+    return ask(clip, salt=f"context {variant}")[0]
+
+
+class KeptContexts:
+    """Context tokens of every training clip, for ``VARIANTS`` of its questions.
+
+    Args:
+        folder: where the shards lie, or will; each is written whole or not at all.
+        clips: features of the clips.
+        sound: whether the compressor hears them.
+    """
+
+    def __init__(self, folder: Path, clips: ClipFeatures, sound: bool = True) -> None:
+        self.folder, self.clips, self.sound = folder, clips, sound
+        self._open: dict[int, list[Tensor]] = {}
+
+    def __getitem__(self, place: tuple[int, int]) -> Tensor:
+        """fp32 ``[N, D]`` of a clip and a variant."""
+        index, variant = place
+        number = index // SHARD
+        if number not in self._open:
+            self._open[number] = torch.load(self._shard(number))
+        return self._open[number][(index % SHARD) * VARIANTS + variant].float()
+
+    def write(
+        self,
+        model: TDCForConditionalGeneration,
+        processor: TDCProcessor,
+        share: tuple[int, int],
+        say: Callable[[str], None],
+    ) -> None:
+        """Compute what is missing; ``share``: of so many processes the number of this one."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        made = partial(_contexts, model.eval(), processor, self)
+        for number in range(-(-self.clips.count // SHARD)):
+            path = self._shard(number)
+            if number % share[1] == share[0] and not path.exists():
+                stop = min(self.clips.count, (number + 1) * SHARD)
+                tokens = [one for i in range(number * SHARD, stop) for one in made(i)]
+                work = path.with_suffix(f".tmp{os.getpid()}")
+                torch.save(tokens, work)
+                os.replace(work, path)
+                say(f"contexts of {stop:,} of {self.clips.count:,} clips")
+
+    def _shard(self, number: int) -> Path:
+        return self.folder / f"shard-{number:05d}.pt"
+
+
+@torch.inference_mode()
+def _contexts(
+    model: TDCForConditionalGeneration, processor: TDCProcessor, kept: KeptContexts, index: int
+) -> list[Tensor]:
+    clip_features = kept.clips[index]
+    if not kept.sound:
+        clip_features = replace(clip_features, audio=None)
+    features = MediaEncoder(model.video_encoder).encode(MediaBatch([clip_features]))
+    clip = kept.clips.clip(index)
+    texts = [heard(clip, variant).text for variant in range(VARIANTS)]
+    ids = [torch.tensor([processor.question_tokens(text)]) for text in texts]
+    return [model.build_context(features, one).tokens[0].half() for one in ids]
+
+
+class Talks(Examples):
+    """Kept contexts with many questions about each; the compressor has heard the last one."""
+
+    def __init__(
+        self, contexts: KeptContexts, processor: TDCProcessor, size: int, batch: int, seed: int
+    ) -> None:
+        super().__init__(contexts.clips, size, batch, talks, True, seed)
+        self.contexts, self.tokenizer = contexts, processor.tokenizer
+
+    def _about(self, index: int, clip: Clip, caption: bool, rng: Random) -> dict[str, Any]:
+        variant = rng.randrange(VARIANTS)
+        last = heard(clip, variant)
+        turns = [turn for turn in self.turns_about(clip, caption, rng) if turn[0] != last.text]
+        ids, labels = self._encode([*turns, (last.text, last.answer)])
+        return {"context": self.contexts[index, variant], "ids": ids, "labels": labels}
+
+    def _encode(self, turns: Sequence[tuple[str, str]]) -> tuple[list[int], list[int]]:
+        """What the chat template makes of them after the medium, 10 times faster."""
+        pieces = [x for q, a in turns for x in (f"{_QUESTION} {q} {_ANSWER}", f"{a} {_END}")]
+        parts = self.tokenizer(pieces, add_special_tokens=False).input_ids
+        ids = [token for part in parts for token in part]
+        answers = ([IGNORE_INDEX] * len(q) + a for q, a in zip(*[iter(parts)] * 2, strict=True))
+        return ids, [token for part in answers for token in part]
+
+
+def collate(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """``context``: of each example; ``ids``, ``labels`` int64 ``[B, T]``, padded on the right."""
+    ids, _ = pad_rows([e["ids"] for e in examples], 0)
+    labels, _ = pad_rows([e["labels"] for e in examples], IGNORE_INDEX)
+    return {"context": [e["context"] for e in examples], "ids": ids, "labels": labels}
+
+
+class LanguageAlone(nn.Module):
+    """The language model without its output layer, whose weights are those of its input."""
+
+    def __init__(self, model: TDCForConditionalGeneration) -> None:
+        super().__init__()
+        model.requires_grad_(False)
+        self.layers = model.language_model.model.requires_grad_(True)
+        self.layers.config.use_cache = False
+
+    def forward(self, context: list[Tensor], ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        embed = self.layers.embed_tokens
+        rows = [torch.cat([c, embed(row)]) for c, row in zip(context, ids, strict=True)]
+        # Nothing causal looks at the padding on the right: no mask.
+        inputs = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        hidden = self.layers(inputs_embeds=inputs).last_hidden_state
+        says = [h[len(c) - 1 :][: ids.shape[1]] for h, c in zip(hidden, context, strict=True)]
+        answers = labels != IGNORE_INDEX
+        scores = torch.stack(says)[answers] @ embed.weight.T
+        targets = labels[answers]
+        right = (scores.argmax(-1) == targets).float().mean()
+        return {"loss": F.cross_entropy(scores, targets), "accuracy": right}

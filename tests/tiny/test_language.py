@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The language model alone: it reads what it reads in the whole model, many questions at once."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+
+from tdc.tiny import examples, language
+from tdc.tiny.config import new_model, new_processor
+from tdc.tiny.features import ClipFeatures, training_clip
+from tdc.train.collator import Collator
+from tdc.train.tower_features import MediaEncoder
+
+CLIPS = 20
+
+
+@pytest.fixture(scope="module")
+def model():
+    return new_model(0).eval()
+
+
+@pytest.fixture(scope="module")
+def processor(model):
+    return new_processor(model.config)
+
+
+@pytest.fixture(scope="module")
+def contexts(model, processor, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("language")
+    clips = ClipFeatures(folder / "features", partial(training_clip, 1), CLIPS)
+    clips.write(model.video_encoder)
+    kept = language.KeptContexts(folder / "contexts", clips)
+    kept.write(model, processor, (1, 2), print)
+    assert not list(kept.folder.iterdir())  # the only shard is the other process's
+    kept.write(model, processor, (0, 2), print)
+    assert [path.name for path in kept.folder.iterdir()] == ["shard-00000.pt"]
+    return kept
+
+
+def talk_about(contexts, processor, index, turns):
+    talk = examples._talk("video", contexts.clips[index], turns)
+    return Collator(processor)([talk])
+
+
+@pytest.mark.parametrize("number", [0, 9, 200, 399])
+def test_the_loss_is_that_of_the_whole_model(model, processor, contexts, number, monkeypatch):
+    data = language.Talks(contexts, processor, 400, 8, 5)
+    seen = {}
+    about, encode = data._about, data._encode
+    monkeypatch.setattr(data, "_about", lambda i, *rest: seen.update(i=i) or about(i, *rest))
+    monkeypatch.setattr(data, "_encode", lambda turns: seen.update(turns=turns) or encode(turns))
+    made = data[number]
+    batch = talk_about(contexts, processor, seen["i"], seen["turns"])
+    features = MediaEncoder(model.video_encoder).encode(batch.pop("media"))
+    assert batch["input_ids"][0, 1:].tolist() == made["ids"]
+    with torch.no_grad():
+        whole = model(features=features, **batch).loss
+        alone = language.LanguageAlone(new_model(0).eval())
+        one = alone(**language.collate([made]))
+        # Contexts are kept in fp16.
+        torch.testing.assert_close(one["loss"], whole, rtol=2e-3, atol=0)
+        other = data[(number + 8) % 400]
+        both = alone(**language.collate([made, other]))["loss"]
+        rest = alone(**language.collate([other]))["loss"]
+    counts = [sum(x >= 0 for x in example["labels"]) for example in (made, other)]
+    mean = (counts[0] * one["loss"] + counts[1] * rest) / sum(counts)
+    torch.testing.assert_close(both, mean)  # padding changes nothing
+
+
+def test_only_the_language_model_learns(contexts, processor):
+    model = new_model(0)
+    data = language.Talks(contexts, processor, 16, 8, 5)
+    found = language.LanguageAlone(model)(**language.collate([data[i] for i in range(8)]))
+    found["loss"].backward()
+    touched = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert touched == {n for n, _ in model.named_parameters() if n.startswith("language_model.")}
+
+
+def test_the_compressor_hears_the_last_question_and_the_sound(model, processor, contexts, tmp_path):
+    data = language.Talks(contexts, processor, 64, 8, 5)
+    heard = {language.heard(contexts.clips.clip(i), v).text for i in range(CLIPS) for v in (0, 1)}
+    for number in range(16):
+        text = processor.tokenizer.decode(data[number]["ids"])
+        assert text.split("<|question|> ")[-1].partition(" <|answer|>")[0] in heard
+    deaf = language.KeptContexts(tmp_path, contexts.clips, sound=False)
+    deaf.write(model, processor, (0, 1), print)
+    assert any(len(deaf[i, 0]) < len(contexts[i, 0]) for i in range(CLIPS))
+    assert all(torch.isfinite(deaf[i, 1]).all() for i in range(CLIPS))
