@@ -57,9 +57,15 @@ def images(progress: float) -> Mapping[str, float]:
 
 
 def talks(progress: float) -> Mapping[str, float]:
-    """From single scenes to whole clips."""
+    """From two frames over single scenes to whole clips: reading a frame is learned from contexts
+    that take a third of the time."""
     late = min(1.0, progress / 0.4)
-    return {"one": 0.65 - 0.50 * late, "two": 0.25 + 0.05 * late, "full": 0.10 + 0.45 * late}
+    return {
+        "frame": 0.80 - 0.72 * late,
+        "one": 0.15,
+        "two": 0.05 + 0.20 * late,
+        "full": 0.52 * late,
+    }
 
 
 def videos(progress: float) -> Mapping[str, float]:
@@ -124,9 +130,9 @@ class Examples(Dataset):
         if caption:
             text = frame_caption(clip, frame).rpartition(" ; ")[0]
             return _talk("image", image, [(FRAME_PROMPT, text)])
-        alone = _only(clip, scene)
+        alone = only(clip, scene)
         questions = ask(alone, TURNS, kinds=STILL, salt=rng.getrandbits(32))
-        return _talk("image", image, _turns(questions, rng))
+        return _talk("image", image, talk_turns(questions, rng))
 
     def _frame(self, rng: Random, caption: bool) -> dict[str, Any]:
         """The first frame of a scene and a later one, asked about the later one."""
@@ -138,7 +144,7 @@ class Examples(Dataset):
         if caption:
             return _talk("video", features, [(FRAME_PROMPT, frame_caption(clip, frame))])
         questions = ask_frame(clip, frame, TURNS, salt=rng.getrandbits(32))
-        return _talk("video", features, _turns(questions, rng))
+        return _talk("video", features, talk_turns(questions, rng))
 
     def _one(self, rng: Random, caption: bool) -> dict[str, Any]:
         return self._about(*self._pick(ONE, rng), caption, rng)
@@ -163,7 +169,7 @@ class Examples(Dataset):
         asked = {q.text for q in questions}  # its answer would be there to copy
         others = ask(clip, TURNS, kinds=self._kinds, salt=rng.getrandbits(32))
         questions += [q for q in others if q.text not in asked][: TURNS - len(questions)]
-        turns = _turns(questions, rng)
+        turns = talk_turns(questions, rng)
         if rng.random() < TELL:
             scene = rng.randrange(len(clip.scenes))
             name = rng.choice(list(scene_references(clip, scene).values()))
@@ -172,7 +178,7 @@ class Examples(Dataset):
         return turns
 
 
-def _turns(questions: Sequence[Question], rng: Random) -> list[tuple[str, str]]:
+def talk_turns(questions: Sequence[Question], rng: Random) -> list[tuple[str, str]]:
     """Questions and answers; one of them with options now and then."""
     return [
         (q.choice, q.letter) if rng.random() < CHOICE else (q.text, q.answer)
@@ -188,6 +194,6 @@ def _talk(kind: str, medium: TowerFeatures, turns: Sequence[tuple[str, str]]) ->
     return {kind: medium, "conversations": said}
 
 
-def _only(clip: Clip, scene: int) -> Clip:
+def only(clip: Clip, scene: int) -> Clip:
     """A clip of one of the scenes, for questions about a picture."""
     return replace(clip, scenes=(clip.scenes[scene],), index=clip.index * 100 + scene)

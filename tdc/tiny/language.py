@@ -25,14 +25,16 @@ from tdc.model import TDCForConditionalGeneration
 from tdc.processor import TDCProcessor
 from tdc.train.collator import pad_rows
 from tdc.train.tower_features import MediaBatch, MediaEncoder
-from tdc.world import Clip, ask
+from tdc.world import FRAME_PROMPT, Clip, ask, ask_frame, frame_caption
 from tdc.world.questions import Question
 
 from .config import MARKS
-from .examples import Examples, talks
-from .features import SHARD, ClipFeatures
+from .examples import FULL, ONE, STILL, TURNS, TWO, Examples, only, talk_turns, talks
+from .features import SHARD, ClipFeatures, some_frames
 
-VARIANTS = 2  # contexts per clip, each for another question
+# Contexts of every clip, each for another question: of the whole of it, and of pairs of frames.
+VARIANTS = 2
+PAIRS = 4
 _END, _, _, _QUESTION, _ANSWER = MARKS
 
 
@@ -41,8 +43,17 @@ def heard(clip: Clip, variant: int) -> Question:
     return ask(clip, salt=f"context {variant}")[0]
 
 
+def pair(clip: Clip, number: int) -> tuple[int, int, Question]:
+    """A scene, one of its later frames, and what the compressor is asked about that."""
+    rng = Random(f"{clip.name}/pair/{number}")
+    scene = rng.randrange(len(clip.scenes))
+    later = clip.starts[scene] + rng.randrange(1, clip.scenes[scene].num_frames)
+    return scene, later, ask_frame(clip, later, salt=number)[0]
+
+
 class KeptContexts:
-    """Context tokens of every training clip, for ``VARIANTS`` of its questions.
+    """Context tokens of every training clip: ``VARIANTS`` of the whole of it, then ``PAIRS`` of the
+    first frame of a scene and a later one.
 
     Args:
         folder: where the shards lie, or will; each is written whole or not at all.
@@ -55,12 +66,12 @@ class KeptContexts:
         self._open: dict[int, list[Tensor]] = {}
 
     def __getitem__(self, place: tuple[int, int]) -> Tensor:
-        """fp32 ``[N, D]`` of a clip and a variant."""
-        index, variant = place
+        """fp32 ``[N, D]`` of a clip, and which of its contexts."""
+        index, which = place
         number = index // SHARD
         if number not in self._open:
             self._open[number] = torch.load(self._shard(number))
-        return self._open[number][(index % SHARD) * VARIANTS + variant].float()
+        return self._open[number][(index % SHARD) * (VARIANTS + PAIRS) + which].float()
 
     def write(
         self,
@@ -90,14 +101,21 @@ class KeptContexts:
 def _contexts(
     model: TDCForConditionalGeneration, processor: TDCProcessor, kept: KeptContexts, index: int
 ) -> list[Tensor]:
-    clip_features = kept.clips[index]
+    clip, features = kept.clips.clip(index), kept.clips[index]
     if not kept.sound:
-        clip_features = replace(clip_features, audio=None)
-    features = MediaEncoder(model.video_encoder).encode(MediaBatch([clip_features]))
-    clip = kept.clips.clip(index)
-    texts = [heard(clip, variant).text for variant in range(VARIANTS)]
-    ids = [torch.tensor([processor.question_tokens(text)]) for text in texts]
-    return [model.build_context(features, one).tokens[0].half() for one in ids]
+        features = replace(features, audio=None)
+    asked = [(features, [heard(clip, number) for number in range(VARIANTS)])]
+    for number in range(PAIRS):
+        scene, later, question = pair(clip, number)
+        asked.append((some_frames(features, [clip.starts[scene], later]), [question]))
+    encoder = MediaEncoder(model.video_encoder)
+    found = []
+    for medium, questions in asked:
+        encoded = encoder.encode(MediaBatch([medium]))
+        for question in questions:
+            ids = torch.tensor([processor.question_tokens(question.text)])
+            found.append(model.build_context(encoded, ids).tokens[0].half())
+    return found
 
 
 class Talks(Examples):
@@ -109,12 +127,32 @@ class Talks(Examples):
         super().__init__(contexts.clips, size, batch, talks, True, seed)
         self.contexts, self.tokenizer = contexts, processor.tokenizer
 
+    def _frame(self, rng: Random, caption: bool) -> dict[str, Any]:
+        """Two frames, asked about either."""
+        index, clip = self._pick(ONE + TWO + FULL, rng)
+        number = rng.randrange(PAIRS)
+        scene, later, last = pair(clip, number)
+        if caption:
+            turns = [(FRAME_PROMPT, frame_caption(clip, later))]
+        else:
+            salt = rng.getrandbits(32)
+            questions = ask_frame(clip, later, TURNS // 2, salt=salt)
+            questions += ask(only(clip, scene), TURNS // 2, kinds=STILL, salt=salt)
+            turns = talk_turns(questions, rng)
+        return self._example(index, VARIANTS + number, turns, last)
+
     def _about(self, index: int, clip: Clip, caption: bool, rng: Random) -> dict[str, Any]:
-        variant = rng.randrange(VARIANTS)
-        last = heard(clip, variant)
-        turns = [turn for turn in self.turns_about(clip, caption, rng) if turn[0] != last.text]
-        ids, labels = self._encode([*turns, (last.text, last.answer)])
-        return {"context": self.contexts[index, variant], "ids": ids, "labels": labels}
+        number = rng.randrange(VARIANTS)
+        return self._example(
+            index, number, self.turns_about(clip, caption, rng), heard(clip, number)
+        )
+
+    def _example(
+        self, index: int, which: int, turns: Sequence[tuple[str, str]], last: Question
+    ) -> dict[str, Any]:
+        turns = [*(turn for turn in turns if turn[0] != last.text), (last.text, last.answer)]
+        ids, labels = self._encode(turns)
+        return {"context": self.contexts[index, which], "ids": ids, "labels": labels}
 
     def _encode(self, turns: Sequence[tuple[str, str]]) -> tuple[list[int], list[int]]:
         """What the chat template makes of them after the medium, 10 times faster."""

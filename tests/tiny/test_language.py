@@ -10,7 +10,7 @@ import torch
 
 from tdc.tiny import examples, language
 from tdc.tiny.config import new_model, new_processor
-from tdc.tiny.features import ClipFeatures, training_clip
+from tdc.tiny.features import ClipFeatures, some_frames, training_clip
 from tdc.train.collator import Collator
 from tdc.train.tower_features import MediaEncoder
 
@@ -40,20 +40,24 @@ def contexts(model, processor, tmp_path_factory):
     return kept
 
 
-def talk_about(contexts, processor, index, turns):
-    talk = examples._talk("video", contexts.clips[index], turns)
-    return Collator(processor)([talk])
+def as_trained_on(contexts, processor, index, which, turns):
+    """A batch of the same talk about the clip or the pair of frames itself."""
+    clip, features = contexts.clips.clip(index), contexts.clips[index]
+    if which >= language.VARIANTS:
+        scene, later, _ = language.pair(clip, which - language.VARIANTS)
+        features = some_frames(features, [clip.starts[scene], later])
+    return Collator(processor)([examples._talk("video", features, turns)])
 
 
 @pytest.mark.parametrize("number", [0, 9, 200, 399])
 def test_the_loss_is_that_of_the_whole_model(model, processor, contexts, number, monkeypatch):
     data = language.Talks(contexts, processor, 400, 8, 5)
     seen = {}
-    about, encode = data._about, data._encode
-    monkeypatch.setattr(data, "_about", lambda i, *rest: seen.update(i=i) or about(i, *rest))
+    make, encode = data._example, data._encode
+    monkeypatch.setattr(data, "_example", lambda *a: seen.update(place=a[:2]) or make(*a))
     monkeypatch.setattr(data, "_encode", lambda turns: seen.update(turns=turns) or encode(turns))
     made = data[number]
-    batch = talk_about(contexts, processor, seen["i"], seen["turns"])
+    batch = as_trained_on(contexts, processor, *seen["place"], seen["turns"])
     features = MediaEncoder(model.video_encoder).encode(batch.pop("media"))
     assert batch["input_ids"][0, 1:].tolist() == made["ids"]
     with torch.no_grad():
@@ -81,8 +85,10 @@ def test_only_the_language_model_learns(contexts, processor):
 
 def test_the_compressor_hears_the_last_question_and_the_sound(model, processor, contexts, tmp_path):
     data = language.Talks(contexts, processor, 64, 8, 5)
-    heard = {language.heard(contexts.clips.clip(i), v).text for i in range(CLIPS) for v in (0, 1)}
-    for number in range(16):
+    clips = [contexts.clips.clip(i) for i in range(CLIPS)]
+    heard = {language.heard(clip, v).text for clip in clips for v in range(language.VARIANTS)}
+    heard |= {language.pair(clip, k)[2].text for clip in clips for k in range(language.PAIRS)}
+    for number in range(64):
         text = processor.tokenizer.decode(data[number]["ids"])
         assert text.split("<|question|> ")[-1].partition(" <|answer|>")[0] in heard
     deaf = language.KeptContexts(tmp_path, contexts.clips, sound=False)
