@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import TrainerCallback
 
 from tdc.assembly import IGNORE_INDEX
 from tdc.model import TDCForConditionalGeneration
@@ -35,6 +36,9 @@ from .features import SHARD, ClipFeatures, some_frames
 # Contexts of every clip, each for another question: of the whole of it, and of pairs of frames.
 VARIANTS = 2
 PAIRS = 4
+# Rate and mixture move as if there were so many times the examples: stage 2 takes over in between,
+# as what tokens hardly show cannot be learned alone.
+SCHEDULE = 2
 _END, _, _, _QUESTION, _ANSWER = MARKS
 
 
@@ -191,3 +195,13 @@ class LanguageAlone(nn.Module):
         targets = labels[answers]
         right = (scores.argmax(-1) == targets).float().mean()
         return {"loss": F.cross_entropy(scores, targets), "accuracy": right}
+
+
+class StopAfter(TrainerCallback):
+    """Ends training early, in the middle of the schedule of its rate."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_training_stop |= state.global_step >= self.steps

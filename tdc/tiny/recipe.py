@@ -7,7 +7,7 @@ was cut off goes on from its last checkpoint. Under ``torchrun`` the processes s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ import torch
 from accelerate import PartialState
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import PrinterCallback, TrainingArguments, set_seed
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
 from tdc.model import TDCForConditionalGeneration
 from tdc.processor import TDCProcessor
@@ -36,7 +36,7 @@ from .dense import Frames, LabelledCompressor, LabelledConnector, Pairs
 from .encoders import AccuracyTrainer, LabelledSound, LabelledTower, Pictures, Sounds
 from .examples import Examples, Mixture
 from .features import ClipFeatures, training_clip
-from .language import KeptContexts, LanguageAlone, Talks, collate
+from .language import SCHEDULE, KeptContexts, LanguageAlone, StopAfter, Talks, collate
 
 Say = Callable[[str], None]
 COMPRESSOR = replace(get_stage(2), title="the compressor on labels", sound=True)
@@ -54,10 +54,10 @@ class Recipe:
     sounds: int = 6_400  # stretches of sound
     labelled_frames: int = 32_000  # for the connector, at each of its two grids
     labelled_pairs: int = 112_000  # of frames, for the compressor
-    images: int = 48_000  # examples of stage 1
-    talks: int = 160_000  # examples of the language model alone
-    videos: int = 64_000  # examples of stage 2
-    audio_visual: int = 64_000  # examples of stage 3
+    images: int = 16_000  # examples of stage 1
+    talks: int = 80_000  # examples of the language model alone
+    videos: int = 57_600  # examples of stage 2
+    audio_visual: int = 57_600  # examples of stage 3
     batch: int = 32  # of all processes together
     rate: float = 1.5e-3  # of the language model
     slow_rate: float = 2e-4  # of connector and compressor, which labels have taught most of it
@@ -144,6 +144,7 @@ def _fit(
     say: Say,
     rate: float | None = None,
     collate: Callable[[Any], Any] | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> None:
     set_seed(recipe.seed)
     output = recipe.out / f"fit-{name}"
@@ -171,7 +172,8 @@ def _fit(
             model=module, args=arguments, train_dataset=data, data_collator=collate
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(SayLosses(lambda line: say(f"{name}: {line}")))
+        for callback in (SayLosses(lambda line: say(f"{name}: {line}")), *callbacks):
+            trainer.add_callback(callback)
         trainer.train(resume_from_checkpoint=last_checkpoint(output))
         say(f"{name}: accuracy {trainer.accuracy:.3f}")
         if is_first():
@@ -246,8 +248,11 @@ def language_alone(
     contexts = KeptContexts(recipe.out / "contexts", clips, sound)
     contexts.write(model, processor, processes(), say)
     wait()
-    data = Talks(contexts, processor, recipe.talks, recipe.batch, 1000 * recipe.seed + 16)
-    _fit(recipe, name, LanguageAlone(model), data, recipe.batch, say, recipe.rate, collate)
+    size = SCHEDULE * recipe.talks
+    data = Talks(contexts, processor, size, recipe.batch, 1000 * recipe.seed + 16)
+    stop = StopAfter(recipe.talks // recipe.batch)
+    alone = LanguageAlone(model)
+    _fit(recipe, name, alone, data, recipe.batch, say, recipe.rate, collate, [stop])
 
 
 # --- stages --------------------------------------------------------------------------------------

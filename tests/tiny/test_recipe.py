@@ -298,6 +298,8 @@ def test_the_whole_recipe_and_again(tmp_path):
     folder = recipe.run(short, said.append)
     first = (folder / "model.safetensors").read_bytes()
     count = len(said)
+    alone = [line.partition(": loss")[0] for line in said if line.startswith("language: step")]
+    assert alone == ["language: step 1 of 4", "language: step 2 of 4"]  # 8 examples, then stage 2
     assert recipe.run(short, said.append) == folder
     assert len(said) == count  # nothing is trained twice
     # Cut off in the last stage: it goes on, and nothing before it is touched.
