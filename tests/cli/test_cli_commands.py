@@ -174,7 +174,7 @@ def test_segment_threshold_cuts_nowhere_when_it_is_low(tdc, clip, model_dir):
 def test_without_model_the_tiny_one_finds_the_cuts_and_says_so(tdc, tmp_path):
     from tdc.world import make_clip, write_clip
 
-    truth = make_clip(2, 0, split="test", scenes=4)
+    truth = make_clip(2, 1, split="test", scenes=4)
     done = tdc("segment", write_clip(tmp_path / "v.mp4", truth), "--json")
     assert done.err.startswith("note: no --model given: the tiny TDC")
     scenes = json.loads(done.out)["scenes"]
