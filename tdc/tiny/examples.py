@@ -58,7 +58,7 @@ def images(progress: float) -> Mapping[str, float]:
 
 def talks(progress: float) -> Mapping[str, float]:
     """From two frames over single scenes to whole clips: reading a frame is learned from contexts
-    that take a third of the time."""
+    that take half the time."""
     late = min(1.0, progress / 0.4)
     return {
         "frame": 0.80 - 0.72 * late,

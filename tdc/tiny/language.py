@@ -2,8 +2,8 @@
 """The language model alone: it learns to look things up in the contexts of whole clips.
 
 A TDC begins with a language model that can read; this one is new. While connector and compressor
-stand still, what they make of a clip stays the same, so it is computed once per clip. A step then
-costs about half, and each context serves more questions.
+stand still, what they make of a clip stays the same, so it is computed once per clip: a step took
+0.46 s where one of stage 2 took 0.67 s (docs/tiny.md).
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ class Talks(Examples):
         return {"context": self.contexts[index, which], "ids": ids, "labels": labels}
 
     def _encode(self, turns: Sequence[tuple[str, str]]) -> tuple[list[int], list[int]]:
-        """What the chat template makes of them after the medium, 10 times faster."""
+        """What the chat template makes of them after the medium, without a rendering per turn."""
         pieces = [x for q, a in turns for x in (f"{_QUESTION} {q} {_ANSWER}", f"{a} {_END}")]
         parts = self.tokenizer(pieces, add_special_tokens=False).input_ids
         ids = [token for part in parts for token in part]
