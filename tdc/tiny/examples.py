@@ -32,12 +32,17 @@ CHOICE = 0.1  # share of questions with options
 TURNS = 8
 # Few clips offer them, or they are learned late: every other question about a clip is one of these.
 OFTEN = (
+    "color",
     "scene_number",
     "side",
+    "flash_shape",
+    "flash_color",
     "change",
     "change_color",
     "appears",
     "disappears",
+    "order_shape",
+    "order_color",
     "next",
     "sound",
     "sound_event",
@@ -48,7 +53,8 @@ CAPTIONS = {"image": 0.3, "frame": 0.3, "one": 0.2, "two": 0.1, "full": 0.1}
 # Share of clips of which one of the turns tells a whole scene: many words to learn from, and all of
 # them about one of several scenes.
 TELL = 0.5
-STILL = ("shape", "color", "count", "background", "texture", "place")
+# Colors twice: no scene has a color twice, so that all but they can be found by color alone.
+STILL = ("shape", "color", "color", "count", "background", "texture", "place")
 Mixture = Callable[[float], Mapping[str, float]]  # progress 0..1 to weights of kinds of batches
 
 

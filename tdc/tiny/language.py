@@ -26,11 +26,13 @@ from tdc.model import TDCForConditionalGeneration
 from tdc.processor import TDCProcessor
 from tdc.train.collator import pad_rows
 from tdc.train.tower_features import MediaBatch, MediaEncoder
+from tdc.train.turns import PADDING, around_media, separate
 from tdc.world import FRAME_PROMPT, Clip, ask, ask_frame, frame_caption
+from tdc.world.frame_questions import FRAME_KINDS
 from tdc.world.questions import Question
 
 from .config import MARKS
-from .examples import FULL, ONE, STILL, TURNS, TWO, Examples, only, talk_turns, talks
+from .examples import FULL, ONE, STILL, TWO, Examples, only, talk_turns, talks
 from .features import SHARD, ClipFeatures, some_frames
 
 # Contexts of every clip, each for another question: of the whole of it, and of pairs of frames.
@@ -39,6 +41,11 @@ PAIRS = 4
 # Rate and mixture move as if there were so many times the examples: stage 2 takes over in between,
 # as what tokens hardly show cannot be learned alone.
 SCHEDULE = 2
+# Of two frames, about either. Most of the kinds take a search for an object; those about all of the
+# picture are learned in no time.
+FRAME_TURNS = 6
+SEARCHED = tuple(k for k in FRAME_KINDS if k not in ("frame_background", "frame_texture"))
+LOOKED_UP = ("shape", "color", "place")
 _END, _, _, _QUESTION, _ANSWER = MARKS
 
 
@@ -140,8 +147,10 @@ class Talks(Examples):
             turns = [(FRAME_PROMPT, frame_caption(clip, later))]
         else:
             salt = rng.getrandbits(32)
-            questions = ask_frame(clip, later, TURNS // 2, salt=salt)
-            questions += ask(only(clip, scene), TURNS // 2, kinds=STILL, salt=salt)
+            kinds = SEARCHED if rng.random() < 0.8 else None
+            questions = ask_frame(clip, later, FRAME_TURNS, kinds=kinds, salt=salt)
+            kinds = STILL if rng.random() < 0.3 else LOOKED_UP
+            questions += ask(only(clip, scene), FRAME_TURNS, kinds=kinds, salt=salt)
             turns = talk_turns(questions, rng)
         return self._example(index, VARIANTS + number, turns, last)
 
@@ -155,23 +164,27 @@ class Talks(Examples):
         self, index: int, which: int, turns: Sequence[tuple[str, str]], last: Question
     ) -> dict[str, Any]:
         turns = [*(turn for turn in turns if turn[0] != last.text), (last.text, last.answer)]
-        ids, labels = self._encode(turns)
-        return {"context": self.contexts[index, which], "ids": ids, "labels": labels}
+        return {"context": self.contexts[index, which], **self._encode(turns)}
 
-    def _encode(self, turns: Sequence[tuple[str, str]]) -> tuple[list[int], list[int]]:
+    def _encode(self, turns: Sequence[tuple[str, str]]) -> dict[str, list[int]]:
         """What the chat template makes of them after the medium, without a rendering per turn."""
         pieces = [x for q, a in turns for x in (f"{_QUESTION} {q} {_ANSWER}", f"{a} {_END}")]
         parts = self.tokenizer(pieces, add_special_tokens=False).input_ids
         ids = [token for part in parts for token in part]
-        answers = ([IGNORE_INDEX] * len(q) + a for q, a in zip(*[iter(parts)] * 2, strict=True))
-        return ids, [token for part in answers for token in part]
+        talk = list(zip(*[iter(parts)] * 2, strict=True))
+        return {
+            "ids": ids,
+            "labels": [x for q, a in talk for x in [IGNORE_INDEX] * len(q) + a],
+            "turns": [n for n, (q, a) in enumerate(talk) for _ in q + a],
+        }
 
 
 def collate(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """``context``: of each example; ``ids``, ``labels`` int64 ``[B, T]``, padded on the right."""
-    ids, _ = pad_rows([e["ids"] for e in examples], 0)
-    labels, _ = pad_rows([e["labels"] for e in examples], IGNORE_INDEX)
-    return {"context": [e["context"] for e in examples], "ids": ids, "labels": labels}
+    """``context``: of each example; ``ids``, ``labels``, ``turns`` (each token's) int64 ``[B, T]``,
+    padded on the right."""
+    padding = {"ids": 0, "labels": IGNORE_INDEX, "turns": PADDING}
+    rows = {name: pad_rows([e[name] for e in examples], x)[0] for name, x in padding.items()}
+    return {"context": [e["context"] for e in examples], **rows}
 
 
 class LanguageAlone(nn.Module):
@@ -183,12 +196,18 @@ class LanguageAlone(nn.Module):
         self.layers = model.language_model.model.requires_grad_(True)
         self.layers.config.use_cache = False
 
-    def forward(self, context: list[Tensor], ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, context: list[Tensor], ids: Tensor, labels: Tensor, turns: Tensor
+    ) -> dict[str, Tensor]:
         embed = self.layers.embed_tokens
         rows = [torch.cat([c, embed(row)]) for c, row in zip(context, ids, strict=True)]
-        # Nothing causal looks at the padding on the right: no mask.
         inputs = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        hidden = self.layers(inputs_embeds=inputs).last_hidden_state
+        sizes = [len(c) for c in context]
+        lengths = (turns >= 0).sum(1) + torch.tensor(sizes)
+        mask, positions = separate(around_media(turns, lengths, inputs.shape[1]))
+        hidden = self.layers(
+            inputs_embeds=inputs, attention_mask=mask, position_ids=positions
+        ).last_hidden_state
         says = [h[len(c) - 1 :][: ids.shape[1]] for h, c in zip(hidden, context, strict=True)]
         answers = labels != IGNORE_INDEX
         scores = torch.stack(says)[answers] @ embed.weight.T

@@ -53,7 +53,7 @@ class Recipe:
     pictures: int = 160_000  # seen by each image tower
     sounds: int = 6_400  # stretches of sound
     labelled_frames: int = 32_000  # for the connector, at each of its two grids
-    labelled_pairs: int = 112_000  # of frames, for the compressor
+    labelled_pairs: int = 160_000  # of frames, for the compressor
     images: int = 16_000  # examples of stage 1
     talks: int = 80_000  # examples of the language model alone
     videos: int = 57_600  # examples of stage 2
@@ -273,7 +273,9 @@ def _stage(
     if (output / SETTINGS_FILE).exists():
         return output
     # Examples of stage 2 leave out the sound of clips, but not that of frames.
-    settings = stage_settings(recipe, start, output, True)
+    # Stage 1 has its turns in a row, as the authors' data.
+    apart = stage.number > 1
+    settings = stage_settings(recipe, start, output, True, separate_turns=apart)
     model, processor, _ = starting_model(settings, stage)
     seed = 1000 * recipe.seed + 100 + len(name)
     data = Examples(clips, size, recipe.batch, mixture, stage.sound, seed)

@@ -23,6 +23,7 @@ from .conversation import Conversation, encode_conversation
 from .feature_store import FeatureStore
 from .records import Record, parse
 from .tower_features import MediaBatch, Pixels, TowerFeatures
+from .turns import PADDING
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ class Collator:
         max_frames: frames per video at most; None: the model's ``max_frames``.
         store: tower outputs on disk, if they are kept.
         substitute: the record to take instead of one whose medium cannot be read; None: an error.
+        separate_turns: say which turn each token belongs to.
 
     An example is a :class:`tdc.train.records.Record`, or anything that
     :func:`tdc.train.records.parse` takes; its medium a file, an array, a PIL image or
@@ -54,8 +56,10 @@ class Collator:
         max_frames: int | None = None,
         store: FeatureStore | None = None,
         substitute: Callable[[Record], Record] | None = None,
+        separate_turns: bool = False,
     ) -> None:
         self.processor, self.sound, self.store = processor, sound, store
+        self.separate_turns = separate_turns
         self.max_frames, self.substitute = max_frames, substitute
 
     @property
@@ -67,6 +71,7 @@ class Collator:
 
         Returns:
             int64 ``input_ids``, ``attention_mask``, ``labels`` ``[B, T]``, padded on the right;
+            with ``separate_turns``, ``turns`` as in :mod:`tdc.train.turns`;
             ``question_ids``, ``question_mask`` ``[B, T']``; ``media``, where there are any.
 
         Raises:
@@ -90,6 +95,8 @@ class Collator:
             "question_ids": question_ids,
             "question_mask": question_mask,
         }
+        if self.separate_turns:
+            batch["turns"], _ = pad_rows([text.turns for text in texts], PADDING)
         media = [medium for _, medium in loaded if medium is not None]
         if media:
             batch["media"] = MediaBatch(media)

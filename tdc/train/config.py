@@ -51,6 +51,8 @@ class TrainConfig:
     sound: bool | None = None  # videos' sound; default: in stage 3 only
     max_frames: int | None = None  # frames per video at most; default: the model's (224)
     feature_cache: str | None = None  # folder for tower outputs; see docs/training.md for its size
+    # Each turn of a talk sees its medium and itself alone: no earlier answer to copy from.
+    separate_turns: bool = False
     workers: int = 2  # processes that decode media; 0: none, decode between the steps
 
     # --- what trains -----------------------------------------------------------------------------

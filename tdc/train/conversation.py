@@ -17,6 +17,7 @@ from tdc.errors import InputError
 from tdc.processor import IMAGE_TOKEN, VIDEO_TOKEN, TDCProcessor
 
 from .records import Record
+from .turns import SHARED
 
 _PLACEHOLDER = re.compile(f"({IMAGE_TOKEN}|{VIDEO_TOKEN})")
 
@@ -26,12 +27,14 @@ class Conversation:
     """Attributes:
     input_ids: prompt and answers, ``media_token_id`` where the medium goes.
     labels: the same ids on answers and their end marks, ``IGNORE_INDEX`` elsewhere.
+    turns: each token's question and answer, in rising numbers; ``SHARED`` up to the medium.
     question: what the Q-Former reads: the last user message, as in inference. (The context
         stands in front of all turns and is made once; the release trains on the first message.)
     """
 
     input_ids: list[int]
     labels: list[int]
+    turns: list[int]
     question: str
 
 
@@ -44,6 +47,7 @@ def encode_conversation(processor: TDCProcessor, record: Record) -> Conversation
     messages = _messages(record)
     ids: list[int] = []
     labels: list[int] = []
+    turns: list[int] = []
     done = ""
     for number, message in enumerate(messages):
         if message["role"] != "assistant":
@@ -62,9 +66,13 @@ def encode_conversation(processor: TDCProcessor, record: Record) -> Conversation
         ids += [*prompt, *answer_ids, *end_ids]
         labels += [IGNORE_INDEX] * len(prompt) + [*answer_ids, end_ids[0]]
         labels += [IGNORE_INDEX] * (len(end_ids) - 1)
+        turns += [number] * (len(ids) - len(turns))
         done = after
+    media = processor.config.media_token_id
+    shared = max((place for place, token in enumerate(ids) if token == media), default=-1) + 1
+    turns[:shared] = [SHARED] * shared
     questions = [turn.text for turn in record.turns if turn.role == "user"]
-    return Conversation(ids, labels, questions[-1])
+    return Conversation(ids, labels, turns, questions[-1])
 
 
 def _messages(record: Record) -> list[dict[str, Any]]:

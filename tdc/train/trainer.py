@@ -35,6 +35,7 @@ from .stages import (
 )
 from .starting_model import starting_model
 from .tower_features import MediaEncoder
+from .turns import around_media, separate
 
 SETTINGS_FILE = "tdc_train.json"  # stage and settings, beside what was trained with them
 
@@ -120,6 +121,12 @@ def build_trainer(
         dataset = RecordDataset(
             settings.data, settings.data_folder, settings.on_bad_record, stage.kinds
         )
+    attention = model.language_model.config._attn_implementation
+    if settings.separate_turns and attention != "sdpa":
+        raise InputError(
+            f"separate_turns needs a mask that {attention} attention does not take; load the "
+            'language model with attn_implementation="sdpa"'
+        )
     prepared = prepare_model(model, parts, sound, settings)
     model.language_model.register_forward_pre_hook(LanguageModelInputs(model), with_kwargs=True)
     store = None
@@ -134,6 +141,7 @@ def build_trainer(
         settings.max_frames,
         store,
         substitute if settings.on_bad_record == "skip" else None,
+        settings.separate_turns,
     )
     trainer = TDCTrainer(
         model=prepared,
@@ -164,9 +172,13 @@ class LanguageModelInputs:
 
     def __call__(self, module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         labels, mask = kwargs.get("labels"), kwargs.get("attention_mask")
+        turns = kwargs.pop("turns", None)
         if labels is None:
             return args, kwargs
-        if mask is not None and bool(mask[:, 0].all()):
+        if turns is not None and mask is not None:
+            turns = around_media(turns, mask.sum(1), mask.shape[1])
+            kwargs["attention_mask"], kwargs["position_ids"] = separate(turns)
+        elif mask is not None and bool(mask[:, 0].all()):
             kwargs |= {"attention_mask": None, "position_ids": None}
         targets = labels[:, 1:]
         columns = (targets != IGNORE_INDEX).any(0).nonzero().squeeze(1)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tdc.errors import InputError
-from tdc.world.captions import SINCE, gone, since_first
+from tdc.world.captions import SINCE, gone, new, since_first
 from tdc.world.clips import UNITS, Clip, Thing
 from tdc.world.render import MIN_SIZE, stamp
 from tdc.world.words import BACKGROUNDS, COLORS, SHAPES, SOUNDS, TEXTURES
@@ -132,3 +132,39 @@ def place_labels(clip: Clip, frame: int) -> PlaceLabels:
 def _place(thing: Thing, time: float) -> int:
     x, y = (min(2, int(3 * v / UNITS)) for v in thing.position(time))
     return 3 * y + x
+
+
+# What a look-up names: an object by color or by shape, what is new since the scene's first frame,
+# and what is gone. Two objects of a shape, or two new ones, have no answer.
+LOOKUPS = (*_COLORS, *SHAPES, "new", "gone")
+UNASKED = -100
+
+
+def lookup_labels(clip: Clip, frame: int) -> np.ndarray:
+    """int64 ``[13, 5]``: of each of LOOKUPS the shape, color, place, since and turned of the one
+    object that fits; 0 for none, else 1 + index as in :class:`PlaceLabels` (place: row by row);
+    UNASKED where several fit, and place and since of what is gone.
+    """
+    number, time = clip.locate(frame)
+    scene = clip.scenes[number]
+    seen = scene.visible(time)
+    labels = np.zeros((len(LOOKUPS), 5), dtype=np.int64)
+    for row, name in enumerate(LOOKUPS):
+        if name == "gone":
+            fitting = gone(scene, time)
+        elif name == "new":
+            fitting = new(scene, time)
+        else:
+            fitting = [thing for thing in seen if name in (thing.color_at(time), thing.shape)]
+        if len(fitting) > 1:
+            labels[row] = UNASKED
+        for thing in fitting if len(fitting) == 1 else ():
+            labels[row, 0] = 1 + _SHAPES.index(thing.shape)
+            labels[row, 1] = 1 + _COLORS.index(thing.color_at(time))
+            labels[row, 2:] = UNASKED
+            if name != "gone":
+                since = since_first(thing, time)
+                labels[row, 2] = 1 + _place(thing, time)
+                labels[row, 3] = 1 + SINCE.index(since[0]) if since else 0
+                labels[row, 4] = "turned" in since
+    return labels

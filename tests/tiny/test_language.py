@@ -13,6 +13,7 @@ from tdc.tiny.config import new_model, new_processor
 from tdc.tiny.features import ClipFeatures, some_frames, training_clip
 from tdc.train.collator import Collator
 from tdc.train.tower_features import MediaEncoder
+from tdc.train.trainer import LanguageModelInputs
 
 CLIPS = 20
 
@@ -46,7 +47,7 @@ def as_trained_on(contexts, processor, index, which, turns):
     if which >= language.VARIANTS:
         scene, later, _ = language.pair(clip, which - language.VARIANTS)
         features = some_frames(features, [clip.starts[scene], later])
-    return Collator(processor)([examples._talk("video", features, turns)])
+    return Collator(processor, separate_turns=True)([examples._talk("video", features, turns)])
 
 
 @pytest.mark.parametrize("number", [0, 9, 200, 399])
@@ -57,10 +58,15 @@ def test_the_loss_is_that_of_the_whole_model(model, processor, contexts, number,
     monkeypatch.setattr(data, "_example", lambda *a: seen.update(place=a[:2]) or make(*a))
     monkeypatch.setattr(data, "_encode", lambda turns: seen.update(turns=turns) or encode(turns))
     made = data[number]
-    batch = as_trained_on(contexts, processor, *seen["place"], seen["turns"])
+    talk = seen["turns"]
+    batch = as_trained_on(contexts, processor, *seen["place"], talk)
     features = MediaEncoder(model.video_encoder).encode(batch.pop("media"))
     assert batch["input_ids"][0, 1:].tolist() == made["ids"]
-    with torch.no_grad():
+    assert len(set(batch["turns"][0].tolist())) == 1 + len(talk)
+    hook = model.language_model.register_forward_pre_hook(
+        LanguageModelInputs(model), with_kwargs=True
+    )
+    with torch.no_grad(), hook:
         whole = model(features=features, **batch).loss
         alone = language.LanguageAlone(new_model(0).eval())
         one = alone(**language.collate([made]))

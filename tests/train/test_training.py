@@ -21,6 +21,7 @@ import tdc_kernels
 from tdc import InputError, TDCForConditionalGeneration
 from tdc.cli import main
 from tdc.loading import load_model
+from tdc.tiny.config import TEMPLATE
 from tdc.train.run import train
 from tdc.train.trainer import build_trainer, last_checkpoint
 
@@ -224,6 +225,46 @@ def test_a_batch_gives_what_its_examples_give_alone(tmp_path):
         together = model(**collate(data), num_items_in_batch=torch.tensor(1.0)).loss
         alone = [model(**collate([e]), num_items_in_batch=torch.tensor(1.0)).loss for e in data]
     torch.testing.assert_close(together, sum(alone))
+
+
+def test_turns_apart_are_questions_asked_alone(tmp_path):
+    """The same loss as when every question stands alone, in a template without words up front."""
+    asked = [("What?", "A red one."), ("Where is the cat now?", "Left."), ("And who?", "Nobody.")]
+    short, long = examples(1)[0], examples(1, frames=6, seed=1)[0]
+    talks = [talk(short, asked), talk(long, asked[:2])]
+    single = [talk(medium, [turn]) for medium, n in ((short, 3), (long, 2)) for turn in asked[:n]]
+    trainer = run_on_examples(tmp_path, single, stage=2, max_steps=1, separate_turns=True)
+    model, collate, one = trainer.model.eval(), trainer.data_collator, torch.tensor(1.0)
+    collate.processor.chat_template = TEMPLATE
+    model.config.question_in_compressor = False  # it hears a talk's last question alone
+    with torch.no_grad():
+        apart = model(**collate(talks), num_items_in_batch=one).loss
+        alone = [model(**collate([e]), num_items_in_batch=one).loss for e in single]
+        collate.separate_turns = False
+        in_a_row = model(**collate(talks), num_items_in_batch=one).loss
+    torch.testing.assert_close(apart, sum(alone))
+    assert abs(in_a_row - apart) > 1e-4 * apart  # assert_close allows 1.3e-6
+
+
+def test_turns_apart_want_attention_with_a_mask(tmp_path):
+    model = calm_model()
+    model.language_model.set_attn_implementation("eager")
+    with pytest.raises(InputError, match="separate_turns needs a mask that eager attention"):
+        build_trainer(
+            settings(tmp_path, separate_turns=True),
+            2,
+            model=model,
+            processor=tiny_processor(model.config),
+            dataset=examples(2),
+        )
+
+
+def talk(example, turns):
+    said = []
+    for question, answer in turns:
+        said += [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+    said[0]["value"] = "<video>" + said[0]["value"]
+    return {"video": example["video"], "conversations": said}
 
 
 def test_an_unreadable_medium_is_named_or_replaced(tmp_path, media_dir, model_dir, caplog):
