@@ -138,6 +138,15 @@ class Talks(Examples):
         super().__init__(contexts.clips, size, batch, talks, True, seed)
         self.contexts, self.tokenizer = contexts, processor.tokenizer
 
+    def _look(self, rng: Random, caption: bool) -> dict[str, Any]:
+        """Two frames, asked about the objects of the first."""
+        index, clip = self._pick(ONE + TWO + FULL, rng)
+        number = rng.randrange(PAIRS)
+        scene, _, last = pair(clip, number)
+        salt = rng.getrandbits(32)
+        questions = ask(only(clip, scene), FRAME_TURNS, kinds=LOOKED_UP, salt=salt)
+        return self._example(index, VARIANTS + number, talk_turns(questions, rng), last)
+
     def _frame(self, rng: Random, caption: bool) -> dict[str, Any]:
         """Two frames, asked about either."""
         index, clip = self._pick(ONE + TWO + FULL, rng)

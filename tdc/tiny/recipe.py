@@ -55,7 +55,7 @@ class Recipe:
     labelled_frames: int = 32_000  # for the connector, at each of its two grids
     labelled_pairs: int = 160_000  # of frames, for the compressor
     images: int = 16_000  # examples of stage 1
-    talks: int = 80_000  # examples of the language model alone
+    talks: int = 89_600  # examples of the language model alone
     videos: int = 57_600  # examples of stage 2
     audio_visual: int = 57_600  # examples of stage 3
     batch: int = 32  # of all processes together

@@ -301,7 +301,7 @@ def _train(shared: _Shared, variant: Variant, folder: Path) -> Path:
             save(model.eval(), processor, first)
         wait()
     if not (last / SETTINGS_FILE).exists():
-        settings = stage_settings(recipe, first, last, setting.sound)
+        settings = stage_settings(recipe, first, last, setting.sound, separate_turns=True)
         model, processor, _ = starting_model(settings, stage)
         # The same for all variants of a seed, with and without sound.
         seed = 1000 * variant.seed + 201
