@@ -56,11 +56,12 @@ class Recipe:
     labelled_pairs: int = 160_000  # of frames, for the compressor
     images: int = 16_000  # examples of stage 1
     talks: int = 89_600  # examples of the language model alone
-    videos: int = 57_600  # examples of stage 2
-    audio_visual: int = 57_600  # examples of stage 3
+    videos: int = 48_000  # examples of stage 2
+    audio_visual: int = 105_600  # examples of stage 3
     batch: int = 32  # of all processes together
     rate: float = 1.5e-3  # of the language model
-    slow_rate: float = 2e-4  # of connector and compressor, which labels have taught most of it
+    connector_rate: float = 2e-4  # in the stages; labels have taught it nearly everything
+    compressor_rate: float = 5e-4  # in the stages; labels have taught it much
     encoder_rate: float = 3e-3  # 0.84 of the objects known where 1.5e-3 gives 0.66
     save_steps: int = 500
     logging_steps: int = 100
@@ -293,8 +294,8 @@ def stage_settings(
         "sound": sound,
         "workers": 0,
         "learning_rate": recipe.rate,
-        "connector_learning_rate": recipe.slow_rate,
-        "compressor_learning_rate": recipe.slow_rate,
+        "connector_learning_rate": recipe.connector_rate,
+        "compressor_learning_rate": recipe.compressor_rate,
         "lora_rank": 32,
         "lora_alpha": 64,
         "lora_dropout": 0.0,

@@ -73,7 +73,7 @@ def test_stored_features_are_those_of_the_clip(model, clips):
     assert clips[silent].audio is not None  # as from its file, which has a track of zeros
 
 
-@pytest.mark.parametrize("mixture", [examples.images, examples.videos, examples.talks])
+@pytest.mark.parametrize("mixture", [examples.images, examples.videos, examples.sounding])
 def test_examples_depend_on_their_number_alone(clips, mixture):
     made = [examples.Examples(clips, 64, 8, mixture, False, 5) for _ in range(2)]
     some = [made[0][i] for i in (0, 9, 33, 63)]
@@ -84,17 +84,21 @@ def test_examples_depend_on_their_number_alone(clips, mixture):
 
 
 def test_batches_are_of_one_kind_and_the_mixture_moves(clips):
-    data = examples.Examples(clips, 4000, 8, examples.talks, True, 5)
+    data = examples.Examples(clips, 4000, 8, examples.videos, True, 5)
     frames = {True: [], False: []}
     for batch in range(0, 500, 5):
         of_batch = [data[8 * batch + i] for i in range(8)]
-        frames[batch < 100].append(sum(len(x["video"].siglip) for x in of_batch) / 8)
+        frames[batch < 100].append(sum(_length(x) for x in of_batch) / 8)
     early, late = (sum(some) / len(some) for some in (frames[True], frames[False]))
     assert early + 1 < late
     data = examples.Examples(clips, 4000, 8, examples.videos, False, 5)
     by_batch = [{_kind(data[8 * batch + i]) for i in range(8)} for batch in range(100)]
     assert all(len(kinds) == 1 for kinds in by_batch)
     assert set.union(*by_batch) == {"image", "frame", "clip"}
+
+
+def _length(example):
+    return len((example.get("video") or example["image"]).siglip)
 
 
 def _kind(example):
