@@ -156,9 +156,8 @@ def dynamic_tokens(context: Context, queries: int) -> tuple[Tensor, ...]:
 class Lookup(nn.Module):
     """One head of attention that looks an object up by its color or shape.
 
-    That is what the language model will have to do. Where only a linear head over all K tokens
-    asked for them, it found 0.90 of the objects, but the language model guessed the color of what
-    is new (0.39): each token said a part of it.
+    That is what the language model will have to do, and what a linear head over all K tokens does
+    not ask for: there each token may say a part of it.
     """
 
     def __init__(self, width: int) -> None:

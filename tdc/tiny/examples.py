@@ -30,9 +30,12 @@ FULL = tuple(i for i, (kind, n) in enumerate(TRAINING) if n == (1, 4) or kind ==
 CHOICE = 0.1  # share of questions with options
 # Questions about one medium in a row: its tokens, which are most of the work, serve all of them.
 TURNS = 8
-# Few clips offer them, or they are learned late: every other question about a clip is one of these.
+# Few clips offer them, or they are learned late, or they ask for a scene by its number alone: every
+# other question about a clip is one of these.
 OFTEN = (
     "color",
+    "background",
+    "texture",
     "scene_number",
     "side",
     "flash_shape",

@@ -40,7 +40,7 @@ VARIANTS = 2
 PAIRS = 4
 # Rate and mixture move as if there were so many times the examples: stage 2 takes over in between,
 # as what tokens hardly show cannot be learned alone.
-SCHEDULE = 2
+SCHEDULE = 1.6
 # Of two frames, about either. Most of the kinds take a search for an object; those about all of the
 # picture are learned in no time.
 FRAME_TURNS = 6
