@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tdc._media import whole_file
+from tdc.commands._terminal import count
 from tdc.errors import InputError
 
 from .ablations import ABLATIONS, Ablation, Setting
@@ -109,14 +110,17 @@ def conditions(ablation: Ablation, found: Mapping[tuple[str, str], list[Result]]
     first = results[0]
     asked = f"{first['clips']} clips of each kind, {first['questions']} questions each"
     trained = f"{first['examples']:,} examples per stage, batches of {first['batch']}; "
-    where = sorted(
-        {f"{r['processes']} processes of {r['threads']} threads, {r['machine']}" for r in results}
-    )
+    where = sorted({_machine(r) for r in results})
     minutes = [r["training_seconds"] / 60 for r in results if r["training_seconds"] is not None]
     time = f" Training: {min(minutes):.1f} to {max(minutes):.1f} min." if minutes else ""
     versions = ", ".join(sorted({r["torch"] for r in results}))
     start = trained if ablation.trains else ""
     return f"{start}{asked}; {'; '.join(where)}; torch {versions}.{time}"
+
+
+def _machine(result: Result) -> str:
+    processes = "1 process" if result["processes"] == 1 else f"{result['processes']} processes"
+    return f"{processes} of {count(result['threads'], 'thread')}, {result['machine']}"
 
 
 # --- pictures ------------------------------------------------------------------------------------
