@@ -52,7 +52,15 @@ OFTEN = (
     "seen_while",
     "sound_scene",
 )
-CAPTIONS = {"image": 0.3, "look": 0.0, "frame": 0.3, "one": 0.2, "two": 0.1, "full": 0.1}
+CAPTIONS = {
+    "image": 0.3,
+    "look": 0.0,
+    "scenes": 0.0,
+    "frame": 0.3,
+    "one": 0.2,
+    "two": 0.1,
+    "full": 0.1,
+}
 # Share of clips of which one of the turns tells a whole scene: many words to learn from, and all of
 # them about one of several scenes.
 TELL = 0.5
@@ -71,16 +79,17 @@ def talks(progress: float) -> Mapping[str, float]:
     What takes a search is learned from short contexts, and both ways at once: a model that already
     found everything by color did not learn to find it by shape (docs/tiny.md).
     """
-    if progress < 0.08:
+    if progress < 0.055:
         return {"look": 1.0}
-    if progress < 0.2:
+    if progress < 0.14:
         return {"frame": 1.0}
-    late = min(1.0, (progress - 0.2) / 0.25)
+    late = min(1.0, (progress - 0.14) / 0.2)
     return {
-        "frame": 0.60 - 0.52 * late,
-        "one": 0.25 - 0.10 * late,
-        "two": 0.15 + 0.10 * late,
-        "full": 0.52 * late,
+        "frame": 0.40 - 0.32 * late,
+        "scenes": 0.20,
+        "one": 0.25 - 0.15 * late,
+        "two": 0.15 + 0.05 * late,
+        "full": 0.42 * late,
     }
 
 

@@ -46,6 +46,8 @@ SCHEDULE = 1.6
 FRAME_TURNS = 6
 SEARCHED = tuple(k for k in FRAME_KINDS if k not in ("frame_background", "frame_texture"))
 LOOKED_UP = ("shape", "color", "place")
+# What the first frame of a scene shows, of a scene that has to be found by number or background.
+OF_A_SCENE = ("background", "texture", "scene_number", "scene_count", "count", "shape", "place")
 _END, _, _, _QUESTION, _ANSWER = MARKS
 
 
@@ -162,6 +164,13 @@ class Talks(Examples):
             questions += ask(only(clip, scene), FRAME_TURNS, kinds=kinds, salt=salt)
             turns = talk_turns(questions, rng)
         return self._example(index, VARIANTS + number, turns, last)
+
+    def _scenes(self, rng: Random, caption: bool) -> dict[str, Any]:
+        """Clips of several scenes, asked about what tells them apart."""
+        index, clip = self._pick(TWO + FULL, rng)
+        number = rng.randrange(VARIANTS)
+        questions = ask(clip, 2 * FRAME_TURNS, kinds=OF_A_SCENE, salt=rng.getrandbits(32))
+        return self._example(index, number, talk_turns(questions, rng), heard(clip, number))
 
     def _about(self, index: int, clip: Clip, caption: bool, rng: Random) -> dict[str, Any]:
         number = rng.randrange(VARIANTS)
