@@ -55,6 +55,7 @@ OFTEN = (
 CAPTIONS = {
     "image": 0.3,
     "look": 0.0,
+    "order": 0.0,
     "scenes": 0.0,
     "frame": 0.3,
     "one": 0.2,
@@ -74,16 +75,16 @@ def images(progress: float) -> Mapping[str, float]:
 
 
 def talks(progress: float) -> Mapping[str, float]:
-    """Look-ups in one frame, then two frames, then single scenes to whole clips.
+    """One thing after another: look-ups in one frame, which of two scenes is the second, which of
+    several is which, two frames, then single scenes to whole clips.
 
-    What takes a search is learned from short contexts, and both ways at once: a model that already
-    found everything by color did not learn to find it by shape (docs/tiny.md).
+    What takes a search is learned where little else is asked, and both ways at once: a model that
+    already found everything by color did not learn to find it by shape (docs/tiny.md).
     """
-    if progress < 0.055:
-        return {"look": 1.0}
-    if progress < 0.14:
-        return {"frame": 1.0}
-    late = min(1.0, (progress - 0.14) / 0.2)
+    for end, kind in ((0.055, "look"), (0.085, "order"), (0.105, "scenes"), (0.18, "frame")):
+        if progress < end:
+            return {kind: 1.0}
+    late = min(1.0, (progress - 0.18) / 0.2)
     return {
         "frame": 0.40 - 0.32 * late,
         "scenes": 0.20,

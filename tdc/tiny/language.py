@@ -46,8 +46,9 @@ SCHEDULE = 1.6
 FRAME_TURNS = 6
 SEARCHED = tuple(k for k in FRAME_KINDS if k not in ("frame_background", "frame_texture"))
 LOOKED_UP = ("shape", "color", "place")
-# What the first frame of a scene shows, of a scene that has to be found by number or background.
-OF_A_SCENE = ("background", "texture", "scene_number", "scene_count", "count", "shape", "place")
+# What tells scenes apart, and what their first frames show.
+ORDER = ("background", "texture", "scene_number")
+OF_A_SCENE = (*ORDER, "scene_count", "count", "shape", "place")
 _END, _, _, _QUESTION, _ANSWER = MARKS
 
 
@@ -165,11 +166,16 @@ class Talks(Examples):
             turns = talk_turns(questions, rng)
         return self._example(index, VARIANTS + number, turns, last)
 
+    def _order(self, rng: Random, caption: bool) -> dict[str, Any]:
+        return self._static(*self._pick(TWO, rng), ORDER, rng)
+
     def _scenes(self, rng: Random, caption: bool) -> dict[str, Any]:
-        """Clips of several scenes, asked about what tells them apart."""
-        index, clip = self._pick(TWO + FULL, rng)
+        return self._static(*self._pick(TWO + FULL, rng), OF_A_SCENE, rng)
+
+    def _static(self, index: int, clip: Clip, kinds: Sequence[str], rng: Random) -> dict[str, Any]:
+        """Clips of several scenes, asked about the first frames of each."""
         number = rng.randrange(VARIANTS)
-        questions = ask(clip, 2 * FRAME_TURNS, kinds=OF_A_SCENE, salt=rng.getrandbits(32))
+        questions = ask(clip, 2 * FRAME_TURNS, kinds=kinds, salt=rng.getrandbits(32))
         return self._example(index, number, talk_turns(questions, rng), heard(clip, number))
 
     def _about(self, index: int, clip: Clip, caption: bool, rng: Random) -> dict[str, Any]:
