@@ -81,10 +81,10 @@ def talks(progress: float) -> Mapping[str, float]:
     What takes a search is learned where little else is asked, and both ways at once: a model that
     already found everything by color did not learn to find it by shape (docs/tiny.md).
     """
-    for end, kind in ((0.055, "look"), (0.085, "order"), (0.105, "scenes"), (0.18, "frame")):
+    for end, kind in ((0.055, "look"), (0.10, "order"), (0.14, "scenes"), (0.21, "frame")):
         if progress < end:
             return {kind: 1.0}
-    late = min(1.0, (progress - 0.18) / 0.2)
+    late = min(1.0, (progress - 0.21) / 0.2)
     return {
         "frame": 0.40 - 0.32 * late,
         "scenes": 0.20,

@@ -48,7 +48,7 @@ SEARCHED = tuple(k for k in FRAME_KINDS if k not in ("frame_background", "frame_
 LOOKED_UP = ("shape", "color", "place")
 # What tells scenes apart, and what their first frames show.
 ORDER = ("background", "texture", "scene_number")
-OF_A_SCENE = (*ORDER, "scene_count", "count", "shape", "place")
+OF_A_SCENE = (*ORDER, "scene_count", "count", "shape", "color", "place")
 _END, _, _, _QUESTION, _ANSWER = MARKS
 
 

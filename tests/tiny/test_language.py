@@ -80,14 +80,18 @@ def test_the_loss_is_that_of_the_whole_model(model, processor, contexts, number,
     torch.testing.assert_close(both, mean)  # padding changes nothing
 
 
-def test_look_ups_come_first_then_pairs_of_frames_then_clips(contexts, processor):
+def test_one_thing_is_learned_after_another(contexts, processor):
     data = language.Talks(contexts, processor, 2000, 8, 5)
     longest = max(len(contexts[i, language.VARIANTS]) for i in range(CLIPS))
-    for number in range(0, 104, 13):
-        *asked, _ = processor.tokenizer.decode(data[number]["ids"]).split("<|question|>")[1:]
-        starts = ("what shape is the", "what color is the", "where is the")
-        assert asked and all(question.strip().startswith(starts) for question in asked)
-    assert all(len(data[number]["context"]) <= longest for number in range(0, 272, 17))
+    first = ("what shape is the", "what color is the", "where is the")
+    then = ("what color is the background", "what texture is in", "which scene is")
+    for numbers, starts in ((range(0, 104, 13), first), (range(112, 200, 11), then)):
+        for number in numbers:
+            *asked, _ = processor.tokenizer.decode(data[number]["ids"]).split("<|question|>")[1:]
+            # Some have options, which stand after the question.
+            assert asked and all(question.strip().startswith(starts) for question in asked)
+            assert (len(data[number]["context"]) > longest) == (starts is then)
+    assert all(len(data[number]["context"]) <= longest for number in range(288, 416, 17))
     late = [len(data[number]["context"]) for number in range(900, 2000, 20)]
     assert sum(length > longest for length in late) > len(late) / 2
 
