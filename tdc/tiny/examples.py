@@ -95,16 +95,7 @@ def talks(progress: float) -> Mapping[str, float]:
 
 
 def videos(progress: float) -> Mapping[str, float]:
-    """From frames to whole clips once more: connector and compressor learn with the language model
-    for the first time."""
-    late = min(1.0, progress / 0.4)
-    return {
-        "image": 0.14 - 0.10 * late,
-        "frame": 0.36 - 0.30 * late,
-        "one": 0.25 - 0.10 * late,
-        "two": 0.15 + 0.10 * late,
-        "full": 0.10 + 0.40 * late,
-    }
+    return {"image": 0.05, "frame": 0.10, "one": 0.15, "two": 0.25, "full": 0.45}
 
 
 def sounding(progress: float) -> Mapping[str, float]:
