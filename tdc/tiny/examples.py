@@ -57,6 +57,8 @@ CAPTIONS = {
     "look": 0.0,
     "order": 0.0,
     "scenes": 0.0,
+    "contrast": 0.0,
+    "contrasts": 0.0,
     "frame": 0.3,
     "one": 0.2,
     "two": 0.1,
@@ -70,26 +72,31 @@ STILL = ("shape", "color", "color", "count", "background", "texture", "place")
 Mixture = Callable[[float], Mapping[str, float]]  # progress 0..1 to weights of kinds of batches
 
 
+# What the language model learns by itself, and until which part of its training.
+LESSONS = ((0.055, "look"), (0.10, "order"), (0.14, "scenes"), (0.18, "contrast"), (0.25, "frame"))
+
+
 def images(progress: float) -> Mapping[str, float]:
     return {"image": 1.0}
 
 
 def talks(progress: float) -> Mapping[str, float]:
     """One thing after another: look-ups in one frame, which of two scenes is the second, which of
-    several is which, two frames, then single scenes to whole clips.
+    several is which, the same question of each, two frames, then single scenes to whole clips.
 
     What takes a search is learned where little else is asked, and both ways at once: a model that
     already found everything by color did not learn to find it by shape (docs/tiny.md).
     """
-    for end, kind in ((0.055, "look"), (0.10, "order"), (0.14, "scenes"), (0.21, "frame")):
+    for end, kind in LESSONS:
         if progress < end:
             return {kind: 1.0}
-    late = min(1.0, (progress - 0.21) / 0.2)
+    late = min(1.0, (progress - LESSONS[-1][0]) / 0.2)
     return {
         "frame": 0.40 - 0.32 * late,
-        "scenes": 0.20,
-        "one": 0.25 - 0.15 * late,
-        "two": 0.15 + 0.05 * late,
+        "scenes": 0.10,
+        "contrasts": 0.15,
+        "one": 0.20 - 0.10 * late,
+        "two": 0.15,
         "full": 0.42 * late,
     }
 

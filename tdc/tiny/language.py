@@ -29,7 +29,8 @@ from tdc.train.tower_features import MediaBatch, MediaEncoder
 from tdc.train.turns import PADDING, around_media, separate
 from tdc.world import FRAME_PROMPT, Clip, ask, ask_frame, frame_caption
 from tdc.world.frame_questions import FRAME_KINDS
-from tdc.world.questions import Question
+from tdc.world.questions import KINDS, Question
+from tdc.world.wording import Candidate, worded
 
 from .config import MARKS
 from .examples import FULL, ONE, STILL, TWO, Examples, only, talk_turns, talks
@@ -63,6 +64,22 @@ def pair(clip: Clip, number: int) -> tuple[int, int, Question]:
     scene = rng.randrange(len(clip.scenes))
     later = clip.starts[scene] + rng.randrange(1, clip.scenes[scene].num_frames)
     return scene, later, ask_frame(clip, later, salt=number)[0]
+
+
+def contrasts(clip: Clip, rng: Random) -> list[Question]:
+    """Questions whose words, but for the scene's name, have several answers in the clip."""
+    alike: dict[str, list[tuple[str, Candidate]]] = {}
+    for name, kind in KINDS.items():
+        for candidate in kind.find(clip):
+            if "{scene}" in candidate.text:
+                alike.setdefault(candidate.text, []).append((name, candidate))
+    groups = [g for g in alike.values() if len({candidate.answer for _, candidate in g}) > 1]
+    rng.shuffle(groups)
+    return [
+        worded(clip, name, KINDS[name].needs, candidate, rng)
+        for group in groups
+        for name, candidate in group
+    ]
 
 
 class KeptContexts:
@@ -171,6 +188,18 @@ class Talks(Examples):
 
     def _scenes(self, rng: Random, caption: bool) -> dict[str, Any]:
         return self._static(*self._pick(TWO + FULL, rng), OF_A_SCENE, rng)
+
+    def _contrast(self, rng: Random, caption: bool) -> dict[str, Any]:
+        return self._same(*self._pick(TWO, rng), rng)
+
+    def _contrasts(self, rng: Random, caption: bool) -> dict[str, Any]:
+        return self._same(*self._pick(TWO + FULL, rng), rng)
+
+    def _same(self, index: int, clip: Clip, rng: Random) -> dict[str, Any]:
+        """The same of every scene that has another answer: only the scene's name can tell."""
+        number = rng.randrange(VARIANTS)
+        questions = contrasts(clip, rng)[: 2 * FRAME_TURNS]
+        return self._example(index, number, talk_turns(questions, rng), heard(clip, number))
 
     def _static(self, index: int, clip: Clip, kinds: Sequence[str], rng: Random) -> dict[str, Any]:
         """Clips of several scenes, asked about the first frames of each."""

@@ -55,9 +55,9 @@ class Recipe:
     labelled_frames: int = 32_000  # for the connector, at each of its two grids
     labelled_pairs: int = 160_000  # of frames, for the compressor
     images: int = 16_000  # examples of stage 1
-    talks: int = 168_000  # examples of the language model alone
-    videos: int = 16_000  # examples of stage 2
-    audio_visual: int = 60_800  # examples of stage 3
+    talks: int = 176_000  # examples of the language model alone
+    videos: int = 12_800  # examples of stage 2
+    audio_visual: int = 48_000  # examples of stage 3
     batch: int = 32  # of all processes together
     rate: float = 1.5e-3  # of the language model
     connector_rate: float = 2e-4  # in the stages; labels have taught it nearly everything

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from functools import partial
+from random import Random
 
 import pytest
 import torch
@@ -14,6 +16,8 @@ from tdc.tiny.features import ClipFeatures, some_frames, training_clip
 from tdc.train.collator import Collator
 from tdc.train.tower_features import MediaEncoder
 from tdc.train.trainer import LanguageModelInputs
+from tdc.world import make_clip
+from tdc.world.wording import scene_references
 
 CLIPS = 20
 
@@ -91,9 +95,23 @@ def test_one_thing_is_learned_after_another(contexts, processor):
             # Some have options, which stand after the question.
             assert asked and all(question.strip().startswith(starts) for question in asked)
             assert (len(data[number]["context"]) > longest) == (starts is then)
-    assert all(len(data[number]["context"]) <= longest for number in range(288, 416, 17))
+    assert all(len(data[number]["context"]) <= longest for number in range(368, 496, 17))
     late = [len(data[number]["context"]) for number in range(900, 2000, 20)]
     assert sum(length > longest for length in late) > len(late) / 2
+
+
+def test_contrasts_are_told_apart_by_the_scene_alone():
+    asked = 0
+    for clip in (make_clip(1, index, scenes=(2, 3)) for index in range(12)):
+        questions = language.contrasts(clip, Random(0))
+        said = defaultdict(set)
+        for question in questions:
+            names = scene_references(clip, question.scene).values()
+            name = max((name for name in names if name in question.text), key=len)
+            said[question.text.replace(name, "...")].add(question.answer)
+        assert all(len(answers) > 1 for answers in said.values())
+        asked += len(questions)
+    assert asked > 60
 
 
 def test_only_the_language_model_learns(contexts, processor):
