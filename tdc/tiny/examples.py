@@ -18,7 +18,7 @@ from tdc.train.tower_features import TowerFeatures
 from tdc.world import CLIP_PROMPT, FRAME_PROMPT, Clip, ask, ask_frame, clip_caption, frame_caption
 from tdc.world.captions import scene_caption
 from tdc.world.questions import KINDS, Question
-from tdc.world.wording import scene_references
+from tdc.world.wording import Candidate, scene_references, worded
 
 from .features import TRAINING, ClipFeatures, some_frames
 
@@ -102,11 +102,11 @@ def talks(progress: float) -> Mapping[str, float]:
 
 
 def videos(progress: float) -> Mapping[str, float]:
-    return {"image": 0.05, "frame": 0.10, "one": 0.15, "two": 0.25, "full": 0.45}
+    return {"image": 0.05, **sounding(progress)}
 
 
 def sounding(progress: float) -> Mapping[str, float]:
-    return {"frame": 0.05, "one": 0.15, "two": 0.25, "full": 0.55}
+    return {"frame": 0.10, "contrasts": 0.20, "one": 0.15, "two": 0.15, "full": 0.40}
 
 
 class Examples(Dataset):
@@ -189,10 +189,18 @@ class Examples(Dataset):
         index, clip = self._pick(FULL, rng)
         return self._about(index, clip, caption and len(clip.scenes) < 4, rng)
 
-    def _about(self, index: int, clip: Clip, caption: bool, rng: Random) -> dict[str, Any]:
+    def _contrasts(self, rng: Random, caption: bool) -> dict[str, Any]:
+        index, clip = self._pick(TWO + FULL, rng)
+        questions = contrasts(clip, self._kinds, rng)[:TURNS]
+        turns = talk_turns(questions, rng) or self.turns_about(clip, False, rng)
+        return _talk("video", self._heard(index), turns)
+
+    def _heard(self, index: int) -> TowerFeatures:
         features = self.features[index]
-        features = features if self.sound else replace(features, audio=None)
-        return _talk("video", features, self.turns_about(clip, caption, rng))
+        return features if self.sound else replace(features, audio=None)
+
+    def _about(self, index: int, clip: Clip, caption: bool, rng: Random) -> dict[str, Any]:
+        return _talk("video", self._heard(index), self.turns_about(clip, caption, rng))
 
     def turns_about(self, clip: Clip, caption: bool, rng: Random) -> list[tuple[str, str]]:
         """Questions and answers, or the one that tells the whole clip."""
@@ -216,6 +224,22 @@ def talk_turns(questions: Sequence[Question], rng: Random) -> list[tuple[str, st
     return [
         (q.choice, q.letter) if rng.random() < CHOICE else (q.text, q.answer)
         for q in rng.sample(questions, len(questions))
+    ]
+
+
+def contrasts(clip: Clip, kinds: Sequence[str], rng: Random) -> list[Question]:
+    """Questions whose words, but for the scene's name, have several answers in the clip."""
+    alike: dict[str, list[tuple[str, Candidate]]] = {}
+    for name in kinds:
+        for candidate in KINDS[name].find(clip):
+            if "{scene}" in candidate.text:
+                alike.setdefault(candidate.text, []).append((name, candidate))
+    groups = [g for g in alike.values() if len({candidate.answer for _, candidate in g}) > 1]
+    rng.shuffle(groups)
+    return [
+        worded(clip, name, KINDS[name].needs, candidate, rng)
+        for group in groups
+        for name, candidate in group
     ]
 
 

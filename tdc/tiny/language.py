@@ -29,11 +29,10 @@ from tdc.train.tower_features import MediaBatch, MediaEncoder
 from tdc.train.turns import PADDING, around_media, separate
 from tdc.world import FRAME_PROMPT, Clip, ask, ask_frame, frame_caption
 from tdc.world.frame_questions import FRAME_KINDS
-from tdc.world.questions import KINDS, Question
-from tdc.world.wording import Candidate, worded
+from tdc.world.questions import Question
 
 from .config import MARKS
-from .examples import FULL, ONE, STILL, TWO, Examples, only, talk_turns, talks
+from .examples import FULL, ONE, STILL, TWO, Examples, contrasts, only, talk_turns, talks
 from .features import SHARD, ClipFeatures, some_frames
 
 # Contexts of every clip, each for another question: of the whole of it, and of pairs of frames.
@@ -64,22 +63,6 @@ def pair(clip: Clip, number: int) -> tuple[int, int, Question]:
     scene = rng.randrange(len(clip.scenes))
     later = clip.starts[scene] + rng.randrange(1, clip.scenes[scene].num_frames)
     return scene, later, ask_frame(clip, later, salt=number)[0]
-
-
-def contrasts(clip: Clip, rng: Random) -> list[Question]:
-    """Questions whose words, but for the scene's name, have several answers in the clip."""
-    alike: dict[str, list[tuple[str, Candidate]]] = {}
-    for name, kind in KINDS.items():
-        for candidate in kind.find(clip):
-            if "{scene}" in candidate.text:
-                alike.setdefault(candidate.text, []).append((name, candidate))
-    groups = [g for g in alike.values() if len({candidate.answer for _, candidate in g}) > 1]
-    rng.shuffle(groups)
-    return [
-        worded(clip, name, KINDS[name].needs, candidate, rng)
-        for group in groups
-        for name, candidate in group
-    ]
 
 
 class KeptContexts:
@@ -198,7 +181,7 @@ class Talks(Examples):
     def _same(self, index: int, clip: Clip, rng: Random) -> dict[str, Any]:
         """The same of every scene that has another answer: only the scene's name can tell."""
         number = rng.randrange(VARIANTS)
-        questions = contrasts(clip, rng)[: 2 * FRAME_TURNS]
+        questions = contrasts(clip, self._kinds, rng)[: 2 * FRAME_TURNS]
         return self._example(index, number, talk_turns(questions, rng), heard(clip, number))
 
     def _static(self, index: int, clip: Clip, kinds: Sequence[str], rng: Random) -> dict[str, Any]:

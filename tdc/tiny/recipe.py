@@ -57,7 +57,7 @@ class Recipe:
     images: int = 16_000  # examples of stage 1
     talks: int = 176_000  # examples of the language model alone
     videos: int = 12_800  # examples of stage 2
-    audio_visual: int = 48_000  # examples of stage 3
+    audio_visual: int = 40_000  # examples of stage 3
     batch: int = 32  # of all processes together
     rate: float = 1.5e-3  # of the language model
     connector_rate: float = 2e-4  # in the stages; labels have taught it nearly everything

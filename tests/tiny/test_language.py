@@ -17,6 +17,7 @@ from tdc.train.collator import Collator
 from tdc.train.tower_features import MediaEncoder
 from tdc.train.trainer import LanguageModelInputs
 from tdc.world import make_clip
+from tdc.world.questions import KINDS
 from tdc.world.wording import scene_references
 
 CLIPS = 20
@@ -103,7 +104,7 @@ def test_one_thing_is_learned_after_another(contexts, processor):
 def test_contrasts_are_told_apart_by_the_scene_alone():
     asked = 0
     for clip in (make_clip(1, index, scenes=(2, 3)) for index in range(12)):
-        questions = language.contrasts(clip, Random(0))
+        questions = examples.contrasts(clip, list(KINDS), Random(0))
         said = defaultdict(set)
         for question in questions:
             names = scene_references(clip, question.scene).values()
