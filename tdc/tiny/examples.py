@@ -52,28 +52,16 @@ OFTEN = (
     "seen_while",
     "sound_scene",
 )
-CAPTIONS = {
-    "image": 0.3,
-    "look": 0.0,
-    "order": 0.0,
-    "scenes": 0.0,
-    "contrast": 0.0,
-    "contrasts": 0.0,
-    "frame": 0.3,
-    "one": 0.2,
-    "two": 0.1,
-    "full": 0.1,
-}
+# Share of examples that are captions, of the kinds that have some.
+CAPTIONS = {"image": 0.3, "frame": 0.3, "one": 0.2, "two": 0.1, "full": 0.1}
 # Share of clips of which one of the turns tells a whole scene: many words to learn from, and all of
 # them about one of several scenes.
 TELL = 0.5
-# Colors twice: no scene has a color twice, so that all but they can be found by color alone.
+# Colors twice: no scene has one twice, so everything else can be found by color.
 STILL = ("shape", "color", "color", "count", "background", "texture", "place")
-Mixture = Callable[[float], Mapping[str, float]]  # progress 0..1 to weights of kinds of batches
-
-
-# What the language model learns by itself, and until which part of its training.
+# What the language model learns with nothing beside it, until which share of its training.
 LESSONS = ((0.055, "look"), (0.10, "order"), (0.14, "scenes"), (0.18, "contrast"), (0.25, "frame"))
+Mixture = Callable[[float], Mapping[str, float]]  # progress 0..1 to weights of kinds of batches
 
 
 def images(progress: float) -> Mapping[str, float]:
@@ -148,7 +136,7 @@ class Examples(Dataset):
         kind = of_batch.choices(list(weights), list(weights.values()))[0]
         rng = Random(f"{self.seed}/{number}")
         make = getattr(self, f"_{kind}")
-        return make(rng, rng.random() < CAPTIONS[kind])
+        return make(rng, rng.random() < CAPTIONS.get(kind, 0.0))
 
     def _pick(self, places: tuple[int, ...], rng: Random) -> tuple[int, Clip]:
         index = rng.randrange(self.features.count // PERIOD) * PERIOD + rng.choice(places)
