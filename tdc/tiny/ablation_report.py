@@ -146,7 +146,7 @@ def picture(
     axis.set_xticks(range(len(settings)), [s.name for s in settings])
     axis.set_xlabel(ablation.term)
     axis.set_ylabel("right answers")
-    axis.legend(fontsize=7)
+    axis.legend(fontsize=7, loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False)
     if not ablation.trains:
         clock = axis.twinx()
         _curve(clock, groups, _measure("long", "seconds"), "seconds an answer", "#999999")
