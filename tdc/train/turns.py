@@ -40,7 +40,7 @@ def around_media(turns: Tensor, lengths: Tensor, size: int) -> Tensor:
     """
     assembled = turns.new_full((len(turns), size), PADDING)
     for row, mine, length in zip(assembled, turns, lengths.tolist(), strict=True):
-        own = mine[mine >= 0]
+        own = mine[mine >= 0][:length]  # text that is too long has been cut at its end
         row[: length - len(own)] = SHARED
         row[length - len(own) : length] = own
     return assembled
