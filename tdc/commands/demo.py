@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # A clip that no training saw, with three things to ask about: a picture, a sound, an order.
 CLIP = (1, 1)  # seed and number, of the test split; docs/tiny.md says how it was chosen
-KINDS = ("color", "sound_event", "order_shape")
+KINDS = ("shape", "sound_event", "order_color")
 SIZE = 256  # pixels a side of the clip
 
 

@@ -35,7 +35,7 @@ TEMPLATE = """\
 
 
 def tiny_config() -> TDCConfig:
-    """1.3 M parameters; 20 tokens a static frame, 4 a dynamic one."""
+    """1.4 M parameters; 20 tokens a static frame, 4 a dynamic one."""
     words = len(_words()) + len(MARKS)
     return TDCConfig(
         text_config={
@@ -43,7 +43,7 @@ def tiny_config() -> TDCConfig:
             "vocab_size": words,
             "hidden_size": 96,
             "intermediate_size": 256,
-            "num_hidden_layers": 3,
+            "num_hidden_layers": 4,
             "num_attention_heads": 4,
             "num_key_value_heads": 4,
             "max_position_embeddings": 2048,

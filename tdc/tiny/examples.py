@@ -60,7 +60,14 @@ TELL = 0.5
 # Colors twice: no scene has one twice, so everything else can be found by color.
 STILL = ("shape", "color", "color", "count", "background", "texture", "place")
 # What the language model learns with nothing beside it, until which share of its training.
-LESSONS = ((0.055, "look"), (0.10, "order"), (0.14, "scenes"), (0.18, "contrast"), (0.25, "frame"))
+LESSONS = (
+    (0.035, "look"),
+    (0.0625, "order"),
+    (0.1325, "scenes"),
+    (0.21875, "frame"),
+    (0.235, "contrast"),
+    (0.3046875, "one"),
+)
 Mixture = Callable[[float], Mapping[str, float]]  # progress 0..1 to weights of kinds of batches
 
 
@@ -70,7 +77,7 @@ def images(progress: float) -> Mapping[str, float]:
 
 def talks(progress: float) -> Mapping[str, float]:
     """One thing after another: look-ups in one frame, which of two scenes is the second, which of
-    several is which, the same question of each, two frames, then single scenes to whole clips.
+    several is which, two frames, the same question of both scenes, one scene, then everything.
 
     What takes a search is learned where little else is asked, and both ways at once: a model that
     already found everything by color did not learn to find it by shape (docs/tiny.md).
@@ -78,15 +85,7 @@ def talks(progress: float) -> Mapping[str, float]:
     for end, kind in LESSONS:
         if progress < end:
             return {kind: 1.0}
-    late = min(1.0, (progress - LESSONS[-1][0]) / 0.2)
-    return {
-        "frame": 0.40 - 0.32 * late,
-        "scenes": 0.10,
-        "contrasts": 0.15,
-        "one": 0.20 - 0.10 * late,
-        "two": 0.15,
-        "full": 0.42 * late,
-    }
+    return {"scenes": 0.10, **sounding(progress)}
 
 
 def videos(progress: float) -> Mapping[str, float]:

@@ -86,19 +86,26 @@ def test_the_loss_is_that_of_the_whole_model(model, processor, contexts, number,
 
 
 def test_one_thing_is_learned_after_another(contexts, processor):
-    data = language.Talks(contexts, processor, 2000, 8, 5)
-    longest = max(len(contexts[i, language.VARIANTS]) for i in range(CLIPS))
-    first = ("what shape is the", "what color is the", "where is the")
-    then = ("what color is the background", "what texture is in", "which scene is")
-    for numbers, starts in ((range(0, 104, 13), first), (range(112, 200, 11), then)):
+    data = language.Talks(contexts, processor, 4000, 8, 5)
+    pair = max(len(contexts[i, language.VARIANTS + k]) for i in range(CLIPS) for k in range(4))
+    starts = {
+        "look": ("what shape is the", "what color is the", "where is the"),
+        "order": ("what color is the background", "what texture is in", "which scene is"),
+    }
+    begin = 0.0
+    for end, kind in examples.LESSONS:
+        numbers = range(int(4000 * begin) + 8, int(4000 * end) - 8, 3)
+        assert len(numbers) > 10
         for number in numbers:
             *asked, _ = processor.tokenizer.decode(data[number]["ids"]).split("<|question|>")[1:]
             # Some have options, which stand after the question.
-            assert asked and all(question.strip().startswith(starts) for question in asked)
-            assert (len(data[number]["context"]) > longest) == (starts is then)
-    assert all(len(data[number]["context"]) <= longest for number in range(368, 496, 17))
-    late = [len(data[number]["context"]) for number in range(900, 2000, 20)]
-    assert sum(length > longest for length in late) > len(late) / 2
+            expected = starts.get(kind, ("",))
+            assert all(question.strip().startswith(expected) for question in asked)
+            assert asked or kind not in ("look", "order", "scenes")
+            assert (len(data[number]["context"]) <= pair) == (kind in ("look", "frame"))
+        begin = end
+    late = [len(data[number]["context"]) for number in range(3000, 4000, 10)]
+    assert sum(length > pair for length in late) > len(late) / 2
 
 
 def test_contrasts_are_told_apart_by_the_scene_alone():
