@@ -292,8 +292,8 @@ def test_the_whole_recipe_and_again(tmp_path):
     first = (folder / "model.safetensors").read_bytes()
     count = len(said)
     alone = [line.partition(": loss")[0] for line in said if line.startswith("language: step")]
-    # 8 examples of the 12 that its schedule is made for, then stage 2.
-    assert alone == ["language: step 1 of 3", "language: step 2 of 3"]
+    # 8 examples of the 16 that its schedule is made for, then stage 2.
+    assert alone == ["language: step 1 of 4", "language: step 2 of 4"]
     assert recipe.run(short, said.append) == folder
     assert len(said) == count  # nothing is trained twice
     # Cut off in the last stage: it goes on, and nothing before it is touched.
