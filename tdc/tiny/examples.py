@@ -59,7 +59,7 @@ CAPTIONS = {"image": 0.3, "frame": 0.3, "one": 0.2, "two": 0.1, "full": 0.1}
 TELL = 0.5
 # Colors twice: no scene has one twice, so everything else can be found by color.
 STILL = ("shape", "color", "color", "count", "background", "texture", "place")
-# What the language model learns with nothing beside it, until which share of its training.
+# What the language model learns with nothing beside it, until which share of its schedule.
 LESSONS = (
     (0.035, "look"),
     (0.0625, "order"),

@@ -49,7 +49,7 @@ class Recipe:
 
     out: Path
     seed: int = 0
-    clips: int = 6000  # whose features are kept, half of them in other colors as well: 2.2 GB
+    clips: int = 6000  # whose features are kept, half of them in other colors as well: 1.8 GB
     pictures: int = 160_000  # seen by each image tower
     sounds: int = 6_400  # stretches of sound
     labelled_frames: int = 32_000  # for the connector, at each of its two grids
