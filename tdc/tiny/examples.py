@@ -88,6 +88,15 @@ def talks(progress: float) -> Mapping[str, float]:
     return {"scenes": 0.10, **sounding(progress)}
 
 
+def talks_again(progress: float) -> Mapping[str, float]:
+    """As at the end of :func:`talks`, with more of clips of several scenes; sounds alone, once it
+    can tell behind every frame which one is heard."""
+    if 0.4464 <= progress < 0.4821:
+        return {"sounds": 1.0}
+    mixture = {"scenes": 0.05, "frame": 0.05, "contrasts": 0.2, "one": 0.15, "two": 0.15}
+    return {**mixture, "full": 0.4, "sounds": 0.0 if progress < 0.4464 else 0.08}
+
+
 def videos(progress: float) -> Mapping[str, float]:
     return {"image": 0.05, **sounding(progress)}
 

@@ -31,8 +31,9 @@ from tdc.world.frame_questions import FRAME_KINDS
 from tdc.world.questions import Question
 
 from .config import MARKS
-from .examples import FULL, ONE, STILL, TWO, Examples, contrasts, only, talk_turns, talks
+from .examples import FULL, ONE, STILL, TWO, Examples, Mixture, contrasts, only, talk_turns, talks
 from .features import SHARD, ClipFeatures, some_frames
+from .stories import Stories, told
 
 # Contexts of every clip, each for another question: of the whole of it, and of pairs of frames.
 VARIANTS = 2
@@ -40,6 +41,7 @@ PAIRS = 4
 # Rate and mixture move as if there were so many times the examples: stage 2 takes over in between,
 # as what tokens hardly show cannot be learned alone.
 SCHEDULE = 2.0
+SCHEDULE_AGAIN = 1.4  # in the second round
 # Of two frames, about either. Most of the kinds take a search for an object; those about all of the
 # picture are learned in no time.
 FRAME_TURNS = 6
@@ -48,6 +50,7 @@ LOOKED_UP = ("shape", "color", "place")
 # What tells scenes apart, and what their first frames show.
 ORDER = ("background", "texture", "scene_number")
 OF_A_SCENE = (*ORDER, "scene_count", "count", "shape", "color", "place")
+BY_SOUND = ("sound_scene", "seen_while")  # from a sound to what else was there
 _END, _, _, _QUESTION, _ANSWER = MARKS
 
 
@@ -135,10 +138,17 @@ class Talks(Examples):
     """Kept contexts with many questions about each; the compressor has heard the last one."""
 
     def __init__(
-        self, contexts: KeptContexts, processor: TDCProcessor, size: int, batch: int, seed: int
+        self,
+        contexts: KeptContexts,
+        processor: TDCProcessor,
+        size: int,
+        batch: int,
+        seed: int,
+        mixture: Mixture = talks,
     ) -> None:
-        super().__init__(contexts.clips, size, batch, talks, True, seed)
+        super().__init__(contexts.clips, size, batch, mixture, True, seed)
         self.contexts, self.tokenizer = contexts, processor.tokenizer
+        self.config = processor.config
 
     def _look(self, rng: Random, caption: bool) -> dict[str, Any]:
         """Two frames, asked about the objects of the first."""
@@ -171,6 +181,9 @@ class Talks(Examples):
     def _scenes(self, rng: Random, caption: bool) -> dict[str, Any]:
         return self._asked(TWO + FULL, OF_A_SCENE, rng)
 
+    def _sounds(self, rng: Random, caption: bool) -> dict[str, Any]:
+        return self._asked(TWO + FULL, BY_SOUND, rng)
+
     def _asked(self, places: tuple[int, ...], kinds: Sequence[str], rng: Random) -> dict[str, Any]:
         index, clip = self._pick(places, rng)
         questions = ask(clip, 2 * FRAME_TURNS, kinds=kinds, salt=rng.getrandbits(32))
@@ -201,7 +214,10 @@ class Talks(Examples):
         self, index: int, which: int, turns: Sequence[tuple[str, str]], last: Question
     ) -> dict[str, Any]:
         turns = [*(turn for turn in turns if turn[0] != last.text), (last.text, last.answer)]
-        return {"context": self.contexts[index, which], **self._encode(turns)}
+        context = self.contexts[index, which]
+        clip = self._clip(index)
+        story = told(clip, len(context) if which < VARIANTS else 0, self.config)
+        return {"context": context, "stories": story, **self._encode(turns)}
 
     def _encode(self, turns: Sequence[tuple[str, str]]) -> dict[str, list[int]]:
         """What the chat template makes of them after the medium, without a rendering per turn."""
@@ -217,24 +233,35 @@ class Talks(Examples):
 
 
 def collate(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """``context``: of each example; ``ids``, ``labels``, ``turns`` (each token's) int64 ``[B, T]``,
-    padded on the right."""
+    """``context`` and ``stories`` of each example; ``ids``, ``labels`` and each token's ``turns``
+    int64 ``[B, T]``, padded on the right."""
     padding = {"ids": 0, "labels": IGNORE_INDEX, "turns": PADDING}
     rows = {name: pad_rows([e[name] for e in examples], x)[0] for name, x in padding.items()}
-    return {"context": [e["context"] for e in examples], **rows}
+    lists = {name: [e[name] for e in examples] for name in ("context", "stories")}
+    return {**lists, **rows}
 
 
 class LanguageAlone(nn.Module):
-    """The language model without its output layer, whose weights are those of its input."""
+    """The language model without its output layer, whose weights are those of its input.
 
-    def __init__(self, model: TDCForConditionalGeneration) -> None:
+    ``labelled``: it also learns what :class:`tdc.tiny.stories.Stories` reads.
+    """
+
+    def __init__(self, model: TDCForConditionalGeneration, labelled: bool = False) -> None:
         super().__init__()
         model.requires_grad_(False)
         self.layers = model.language_model.model.requires_grad_(True)
         self.layers.config.use_cache = False
+        text = model.config.text_config
+        self.stories = Stories(text.hidden_size, text.num_hidden_layers) if labelled else None
 
     def forward(
-        self, context: list[Tensor], ids: Tensor, labels: Tensor, turns: Tensor
+        self,
+        context: list[Tensor],
+        stories: list[Tensor],
+        ids: Tensor,
+        labels: Tensor,
+        turns: Tensor,
     ) -> dict[str, Tensor]:
         embed = self.layers.embed_tokens
         rows = [torch.cat([c, embed(row)]) for c, row in zip(context, ids, strict=True)]
@@ -242,15 +269,22 @@ class LanguageAlone(nn.Module):
         sizes = [len(c) for c in context]
         lengths = (turns >= 0).sum(1) + torch.tensor(sizes)
         mask, positions = separate(around_media(turns, lengths, inputs.shape[1]))
-        hidden = self.layers(
-            inputs_embeds=inputs, attention_mask=mask, position_ids=positions
-        ).last_hidden_state
-        says = [h[len(c) - 1 :][: ids.shape[1]] for h, c in zip(hidden, context, strict=True)]
+        read = self.layers(
+            inputs_embeds=inputs,
+            attention_mask=mask,
+            position_ids=positions,
+            output_hidden_states=self.stories is not None,
+        )
+        hidden = zip(read.last_hidden_state, context, strict=True)
+        says = [h[len(c) - 1 :][: ids.shape[1]] for h, c in hidden]
         answers = labels != IGNORE_INDEX
         scores = torch.stack(says)[answers] @ embed.weight.T
         targets = labels[answers]
         right = (scores.argmax(-1) == targets).float().mean()
-        return {"loss": F.cross_entropy(scores, targets), "accuracy": right}
+        loss = F.cross_entropy(scores, targets)
+        if self.stories is not None:
+            loss = loss + self.stories(read.hidden_states, stories)
+        return {"loss": loss, "accuracy": right}
 
 
 class StopAfter(TrainerCallback):

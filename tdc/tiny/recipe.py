@@ -36,11 +36,20 @@ from .dense import Frames, LabelledCompressor, LabelledConnector, Pairs
 from .encoders import AccuracyTrainer, LabelledSound, LabelledTower, Pictures, Sounds
 from .examples import Examples, Mixture
 from .features import ClipFeatures, training_clip
-from .language import SCHEDULE, KeptContexts, LanguageAlone, StopAfter, Talks, collate
+from .language import (
+    SCHEDULE,
+    SCHEDULE_AGAIN,
+    KeptContexts,
+    LanguageAlone,
+    StopAfter,
+    Talks,
+    collate,
+)
 
 Say = Callable[[str], None]
 COMPRESSOR = replace(get_stage(2), title="the compressor on labels", sound=True)
 LANGUAGE = replace(get_stage(2), title="the language model alone", sound=True)
+LANGUAGE_AGAIN = replace(LANGUAGE, title="the language model alone, on labels as well")
 
 
 @dataclass(frozen=True)
@@ -58,13 +67,28 @@ class Recipe:
     talks: int = 204_800  # examples of the language model alone
     videos: int = 9_600  # examples of stage 2
     audio_visual: int = 67_200  # examples of stage 3
+    talks_again: int = 128_000  # examples of the language model alone, in the second round
+    audio_visual_again: int = 44_800  # examples of stage 3, in the second round
     batch: int = 32  # of all processes together
     rate: float = 1.5e-3  # of the language model, and of the compressor on labels
     connector_rate: float = 2e-4  # in the stages; labels have taught it nearly everything
     compressor_rate: float = 5e-4  # in the stages; labels have taught it much
     encoder_rate: float = 3e-3  # 0.84 of the objects known where 1.5e-3 gives 0.66
+    rate_again: float = 1e-3  # in the second round
     save_steps: int = 500
     logging_steps: int = 100
+
+    @property
+    def again(self) -> Recipe:
+        """The second round, in a folder of its own."""
+        return replace(
+            self,
+            out=self.out / "again",
+            seed=self.seed + 1,
+            talks=self.talks_again,
+            audio_visual=self.audio_visual_again,
+            rate=self.rate_again,
+        )
 
 
 def run(recipe: Recipe, say: Say = print) -> Path:
@@ -76,13 +100,25 @@ def run(recipe: Recipe, say: Say = print) -> Path:
     folder = _part(recipe, say, "language", LANGUAGE, folder, clips)
     folder = start("stage2", get_stage(2), folder, recipe.videos, examples.videos)
     folder = start("stage3", get_stage(3), folder, recipe.audio_visual, examples.sounding)
-    merged, finished = recipe.out / "merged", recipe.out / "tiny"
-    if is_first() and not merged.exists():
-        merge_adapter(folder, merged)
+    folder = _merged(recipe, folder)
+    second = recipe.again
+    folder = _part(second, say, "language", LANGUAGE_AGAIN, folder, clips)
+    stage = (get_stage(3), folder, second.audio_visual, examples.sounding)
+    folder = _merged(second, _stage(second, clips, say, "stage3", *stage))
+    finished = recipe.out / "tiny"
     if is_first() and not finished.exists():
-        write_finished(recipe, merged, finished)
+        write_finished(recipe, folder, finished)
     wait()
     return finished
+
+
+def _merged(recipe: Recipe, folder: Path) -> Path:
+    """The model that stage 3 left, without its adapter."""
+    merged = recipe.out / "merged"
+    if is_first() and not merged.exists():
+        merge_adapter(folder, merged)
+    wait()
+    return merged
 
 
 def align(recipe: Recipe, say: Say) -> tuple[ClipFeatures, Path]:
@@ -207,8 +243,9 @@ def _part(
     model, processor, _ = starting_model(settings, stage)
     if stage is COMPRESSOR:
         compressor_on_labels(recipe, name, model, processor, clips, say)
-    elif stage is LANGUAGE:
-        language_alone(recipe, name, model, processor, clips, say)
+    elif stage in (LANGUAGE, LANGUAGE_AGAIN):
+        again = stage is LANGUAGE_AGAIN
+        language_alone(recipe, name, model, processor, clips, say, again=again)
     else:
         labelled = LabelledConnector(model)
         seed = 1000 * recipe.seed + 14
@@ -245,15 +282,17 @@ def language_alone(
     clips: ClipFeatures,
     say: Say,
     sound: bool = True,
+    again: bool = False,
 ) -> None:
-    """Only the model's language model learns."""
+    """Only the model's language model learns; ``again``: one that has been through the stages."""
     contexts = KeptContexts(recipe.out / "contexts", clips, sound)
     contexts.write(model, processor, processes(), say)
     wait()
-    size = int(SCHEDULE * recipe.talks)
-    data = Talks(contexts, processor, size, recipe.batch, 1000 * recipe.seed + 16)
+    size = int((SCHEDULE_AGAIN if again else SCHEDULE) * recipe.talks)
+    mixture = examples.talks_again if again else examples.talks
+    data = Talks(contexts, processor, size, recipe.batch, 1000 * recipe.seed + 16, mixture)
     stop = StopAfter(recipe.talks // recipe.batch)
-    alone = LanguageAlone(model)
+    alone = LanguageAlone(model, labelled=again)
     _fit(recipe, name, alone, data, recipe.batch, say, recipe.rate, collate, [stop])
 
 

@@ -195,6 +195,9 @@ def test_a_variant_has_its_settings_in_every_step(given, recipe, tmp_path):
     run_one(recipe, tmp_path, "scenes", "4-lowest")
     for _, _, model, _ in given.values():
         assert model.config.num_scenes == 4 and model.config.similarity_threshold is None
+    (before,) = tmp_path.glob("**/language")  # what the last step began with
+    config = load(before)[0].config
+    assert config.num_scenes == 4 and config.similarity_threshold is None
     assert given["videos"][1].parts == ("connector", "compressor", "language_model")
 
 

@@ -285,6 +285,7 @@ def test_the_whole_recipe_and_again(tmp_path):
     sizes = {
         **{"clips": CLIPS, "pictures": 48, "sounds": 16, "images": 8, "talks": 8, "videos": 8},
         **{"labelled_frames": 8, "labelled_pairs": 8, "audio_visual": 8},
+        **{"talks_again": 8, "audio_visual_again": 8},
         **{"batch": 4, "save_steps": 1, "logging_steps": 1},
     }
     short = recipe.Recipe(tmp_path / "tiny", **sizes)
@@ -292,15 +293,15 @@ def test_the_whole_recipe_and_again(tmp_path):
     first = (folder / "model.safetensors").read_bytes()
     count = len(said)
     alone = [line.partition(": loss")[0] for line in said if line.startswith("language: step")]
-    # 8 examples of the 16 that its schedule is made for, then stage 2.
-    assert alone == ["language: step 1 of 4", "language: step 2 of 4"]
+    # 8 examples of the 16, then of the 11, that its schedule is made for.
+    assert alone == [f"language: step {k} of {n}" for n in (4, 3) for k in (1, 2)]
     assert recipe.run(short, said.append) == folder
     assert len(said) == count  # nothing is trained twice
     # Cut off in the last stage: it goes on, and nothing before it is touched.
     for name in (recipe.SETTINGS_FILE, "adapter_model.safetensors"):
-        (short.out / "stage3" / name).unlink()
+        (short.again.out / "stage3" / name).unlink()
     shutil.rmtree(folder)
-    shutil.rmtree(short.out / "merged")
+    shutil.rmtree(short.again.out / "merged")
     recipe.run(short, said.append)
     assert (folder / "model.safetensors").read_bytes() == first
     assert len(first) < 10 * 2**20
