@@ -49,7 +49,7 @@ def add(subparsers: Subparsers) -> None:
         "missing there is trained first (default: OUT_DIR)",
     )
     parser.add_argument(
-        "--model", metavar="DIR", help="the model that LVCoT asks (default: merged in --recipe)"
+        "--model", metavar="DIR", help="the model that LVCoT asks (default: tiny in --recipe)"
     )
     parser.add_argument(
         "--clips", metavar="N", type=positive_int, default=60, help=f"asked of each kind {_DEFAULT}"

@@ -145,10 +145,11 @@ class Talks(Examples):
         batch: int,
         seed: int,
         mixture: Mixture = talks,
+        labelled: bool = False,
     ) -> None:
         super().__init__(contexts.clips, size, batch, mixture, True, seed)
         self.contexts, self.tokenizer = contexts, processor.tokenizer
-        self.config = processor.config
+        self.config, self.labelled = processor.config, labelled
 
     def _look(self, rng: Random, caption: bool) -> dict[str, Any]:
         """Two frames, asked about the objects of the first."""
@@ -215,8 +216,8 @@ class Talks(Examples):
     ) -> dict[str, Any]:
         turns = [*(turn for turn in turns if turn[0] != last.text), (last.text, last.answer)]
         context = self.contexts[index, which]
-        clip = self._clip(index)
-        story = told(clip, len(context) if which < VARIANTS else 0, self.config)
+        length = len(context) if self.labelled and which < VARIANTS else 0
+        story = told(self._clip(index), length, self.config)
         return {"context": context, "stories": story, **self._encode(turns)}
 
     def _encode(self, turns: Sequence[tuple[str, str]]) -> dict[str, list[int]]:

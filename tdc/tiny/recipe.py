@@ -290,7 +290,8 @@ def language_alone(
     wait()
     size = int((SCHEDULE_AGAIN if again else SCHEDULE) * recipe.talks)
     mixture = examples.talks_again if again else examples.talks
-    data = Talks(contexts, processor, size, recipe.batch, 1000 * recipe.seed + 16, mixture)
+    seed = 1000 * recipe.seed + 16
+    data = Talks(contexts, processor, size, recipe.batch, seed, mixture, labelled=again)
     stop = StopAfter(recipe.talks // recipe.batch)
     alone = LanguageAlone(model, labelled=again)
     _fit(recipe, name, alone, data, recipe.batch, say, recipe.rate, collate, [stop])

@@ -63,7 +63,7 @@ class Sweep:
         seeds: variants per setting.
         only: names of ablations; None: all.
         clips, questions: asked after training, per kind of clip and per clip.
-        model: folder of the model that LVCoT asks; None: ``merged`` of the recipe.
+        model: folder of the model that LVCoT asks; None: ``tiny`` of the recipe.
     """
 
     out: Path
@@ -121,10 +121,10 @@ def variants(only: tuple[str, ...] | None, seeds: int) -> list[Variant]:
 
 def obstacle(sweep: Sweep, variant: Variant) -> str | None:
     """Why a variant cannot be run; None: it can."""
-    merged = sweep.recipe.out / "merged"
+    finished = sweep.recipe.out / "tiny"
     asks = variant.setting.segments is not None and sweep.model is None
-    if asks and not (merged / "config.json").exists():
-        return f"there is no trained model in {merged}; expected one there, or --model"
+    if asks and not (finished / "config.json").exists():
+        return f"there is no trained model in {finished}; expected one there, or --model"
     return variant.setting.lacking()
 
 
@@ -199,7 +199,7 @@ class _Shared:
     @cached_property
     def finished(self) -> Any:
         """The model that LVCoT asks."""
-        loaded = load_model(self.sweep.model or self.sweep.recipe.out / "merged", "cpu")
+        loaded = load_model(self.sweep.model or self.sweep.recipe.out / "tiny", "cpu")
         return loaded.model, loaded.processor
 
 

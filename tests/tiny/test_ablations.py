@@ -33,7 +33,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     """Models that know nothing, where training would leave them. Never change its folder."""
     out = tmp_path_factory.mktemp("recipe")
     model = new_model(0)
-    for name in ("encoders", "stage1", "merged"):
+    for name in ("encoders", "stage1", "tiny"):
         model.save_pretrained(out / name)
         new_processor(model.config).save_pretrained(out / name)
     (out / "stage1" / SETTINGS_FILE).write_text("{}")
