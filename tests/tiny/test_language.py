@@ -108,6 +108,18 @@ def test_one_thing_is_learned_after_another(contexts, processor):
     assert sum(length > pair for length in late) > len(late) / 2
 
 
+def test_whole_clips_tell_their_story_where_it_is_to_be_learned(contexts, processor):
+    given = (contexts, processor, 400, 8, 5, examples.talks_again)
+    plain, labelled = (language.Talks(*given, labelled=labelled) for labelled in (False, True))
+    told = []
+    for number in range(0, 400, 8):
+        assert len(plain[number]["stories"]) == 0
+        context, story = (labelled[number][name] for name in ("context", "stories"))
+        assert len(story) in (0, len(context))
+        told.append(len(story) > 0)
+    assert 0 < told.count(False) < told.count(True)  # pairs of frames tell none
+
+
 def test_contrasts_are_told_apart_by_the_scene_alone():
     asked = 0
     for clip in (make_clip(1, index, scenes=(2, 3)) for index in range(12)):
