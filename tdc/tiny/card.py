@@ -48,6 +48,7 @@ of that world and nothing else: what it says about any other video means nothing
 | the language model alone, on kept contexts of clips | {talks:,} |
 | stage 2: videos | {videos:,} |
 | stage 3: videos with sound, LoRA on the language model, merged | {audio_visual:,} |
+| the compressor on labels again, pairs of frames | {labelled_pairs:,} |
 | the language model alone again, also on labels of what has happened so far | {talks_again:,} |
 | stage 3 again | {audio_visual_again:,} |
 

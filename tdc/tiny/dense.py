@@ -22,7 +22,7 @@ from tdc.model import Context, TDCForConditionalGeneration
 from tdc.processor import TDCProcessor
 from tdc.train.tower_features import MediaBatch, MediaEncoder, TowerFeatures
 from tdc.world import Clip, ask_frame, patch_labels
-from tdc.world.captions import SINCE
+from tdc.world.captions import SINCE, turned
 from tdc.world.labels import LOOKUPS, UNASKED, lookup_labels, place_labels
 from tdc.world.words import BACKGROUNDS, COLORS, SHAPES, SOUNDS, TEXTURES
 
@@ -43,6 +43,8 @@ PLACES = 9
 # Classes of what a look-up finds: shape, color, place, since, turned.
 _COLOR = 1
 _LOOKUP_SIZES = (len(SHAPES) + 1, len(COLORS) + 1, PLACES + 1, len(SINCE) + 1, 2)
+# Share of pairs in which an object has turned another color: drawn evenly one in nine has.
+TURNED = 0.4
 QUESTION_WORDS = 16  # longest question about a frame, for batches of one shape
 
 
@@ -139,13 +141,15 @@ class Pairs(Dataset):
 
 def some_pair(clips: ClipFeatures, rng: Random) -> tuple[Clip, int, int, TowerFeatures]:
     """A clip, the first frame of one of its scenes, a later one of it, and the clip's features."""
+    wanted = rng.random() < TURNED
     while True:
         index = rng.randrange(clips.count)
         clip = clips.clip(index)
         scene = rng.randrange(len(clip.scenes))
         start, length = clip.starts[scene], clip.scenes[scene].num_frames
-        if length > 1:
-            return clip, start, start + rng.randrange(1, length), clips[index]
+        time = rng.randrange(1, length) if length > 1 else 0
+        if time and (not wanted or turned(clip.scenes[scene], time)):
+            return clip, start, start + time, clips[index]
 
 
 def dynamic_tokens(context: Context, queries: int) -> tuple[Tensor, ...]:
@@ -169,7 +173,7 @@ class Lookup(nn.Module):
         self.read = nn.Linear(width, sum(_LOOKUP_SIZES))
 
     def forward(self, tokens: Tensor, labels: Tensor, plain: Tensor) -> dict[str, Tensor]:
-        """``tokens [B, K, D]``; ``labels [B, 13, 5]``: :func:`tdc.world.labels.lookup_labels`."""
+        """``tokens [B, K, D]``; ``labels [B, 14, 5]``: :func:`tdc.world.labels.lookup_labels`."""
         tokens, names = self.norm(tokens), self.names.expand(len(tokens), -1, -1)
         found, _ = self.attention(names, tokens, tokens, need_weights=False)
         there = labels[..., 0] > 0
@@ -216,7 +220,7 @@ class LabelledCompressor(nn.Module):
         audio: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """``siglip``, ``dinov2``, ``audio [B, 2, T, C]``; ``objects [B, 5, 9]``, ``whole [B, 3]``:
-        classes as in :class:`tdc.world.labels.PlaceLabels`; ``lookups [B, 13, 5]`` as in
+        classes as in :class:`tdc.world.labels.PlaceLabels`; ``lookups [B, 14, 5]`` as in
         :func:`tdc.world.labels.lookup_labels`; ``plain`` bool ``[B]``."""
         sounds = [None] * len(siglip) if audio is None else audio
         pairs = [

@@ -68,6 +68,13 @@ LESSONS = (
     (0.235, "contrast"),
     (0.3046875, "one"),
 )
+# The same in the second round, from which share on: once it can tell behind every frame what is
+# heard, what flashed and what changed.
+LESSONS_AGAIN = (
+    (0.4464, 0.4821, "sounds"),
+    (0.4821, 0.5357, "events"),
+    (0.5357, 0.5714, "changes"),
+)
 Mixture = Callable[[float], Mapping[str, float]]  # progress 0..1 to weights of kinds of batches
 
 
@@ -89,12 +96,14 @@ def talks(progress: float) -> Mapping[str, float]:
 
 
 def talks_again(progress: float) -> Mapping[str, float]:
-    """As at the end of :func:`talks`, with more of clips of several scenes; sounds alone, once it
-    can tell behind every frame which one is heard."""
-    if 0.4464 <= progress < 0.4821:
-        return {"sounds": 1.0}
+    """As at the end of :func:`talks`, with more of clips of several scenes; lessons on the way, and
+    a share of them in everything afterwards."""
+    for start, end, kind in LESSONS_AGAIN:
+        if start <= progress < end:
+            return {kind: 1.0}
+    learned = {kind: 0.07 for start, _, kind in LESSONS_AGAIN if start <= progress}
     mixture = {"scenes": 0.05, "frame": 0.05, "contrasts": 0.2, "one": 0.15, "two": 0.15}
-    return {**mixture, "full": 0.4, "sounds": 0.0 if progress < 0.4464 else 0.08}
+    return {**mixture, "full": 0.4, **learned}
 
 
 def videos(progress: float) -> Mapping[str, float]:

@@ -28,7 +28,7 @@ from tdc.train.tower_features import MediaBatch, MediaEncoder
 from tdc.train.turns import PADDING, around_media, separate
 from tdc.world import FRAME_PROMPT, Clip, ask, ask_frame, frame_caption
 from tdc.world.frame_questions import FRAME_KINDS
-from tdc.world.questions import Question
+from tdc.world.questions import KINDS, Question
 
 from .config import MARKS
 from .examples import FULL, ONE, STILL, TWO, Examples, Mixture, contrasts, only, talk_turns, talks
@@ -51,6 +51,9 @@ LOOKED_UP = ("shape", "color", "place")
 ORDER = ("background", "texture", "scene_number")
 OF_A_SCENE = (*ORDER, "scene_count", "count", "shape", "color", "place")
 BY_SOUND = ("sound_scene", "seen_while")  # from a sound to what else was there
+# From flashes to sounds, from sounds to flashes, and from one flash to others.
+EVENTS = ("seen_while", "sound_event", "next", "order_shape", "order_color")
+CHANGES = tuple(name for name, kind in KINDS.items() if "change" in kind.needs)
 _END, _, _, _QUESTION, _ANSWER = MARKS
 
 
@@ -184,6 +187,12 @@ class Talks(Examples):
 
     def _sounds(self, rng: Random, caption: bool) -> dict[str, Any]:
         return self._asked(TWO + FULL, BY_SOUND, rng)
+
+    def _events(self, rng: Random, caption: bool) -> dict[str, Any]:
+        return self._asked(ONE + TWO + FULL, EVENTS, rng)
+
+    def _changes(self, rng: Random, caption: bool) -> dict[str, Any]:
+        return self._asked(ONE + TWO + FULL, CHANGES, rng)
 
     def _asked(self, places: tuple[int, ...], kinds: Sequence[str], rng: Random) -> dict[str, Any]:
         index, clip = self._pick(places, rng)

@@ -62,7 +62,7 @@ class Recipe:
     pictures: int = 160_000  # seen by each image tower
     sounds: int = 6_400  # stretches of sound
     labelled_frames: int = 32_000  # for the connector, at each of its two grids
-    labelled_pairs: int = 224_000  # of frames, for the compressor
+    labelled_pairs: int = 224_000  # of frames, for the compressor, in either round
     images: int = 16_000  # examples of stage 1
     talks: int = 204_800  # examples of the language model alone
     videos: int = 9_600  # examples of stage 2
@@ -102,6 +102,7 @@ def run(recipe: Recipe, say: Say = print) -> Path:
     folder = start("stage3", get_stage(3), folder, recipe.audio_visual, examples.sounding)
     folder = _merged(recipe, folder)
     second = recipe.again
+    folder = _part(second, say, "compressor-labels", COMPRESSOR, folder, clips)
     folder = _part(second, say, "language", LANGUAGE_AGAIN, folder, clips)
     stage = (get_stage(3), folder, second.audio_visual, examples.sounding)
     folder = _merged(second, _stage(second, clips, say, "stage3", *stage))

@@ -103,6 +103,12 @@ def new(scene: Scene, time: float) -> list[Thing]:
     return [thing for thing in scene.visible(time) if not thing.visible(0)]
 
 
+def turned(scene: Scene, time: float) -> list[Thing]:
+    """What this frame shows in another color than the scene's first one did."""
+    both = [thing for thing in scene.visible(time) if thing.visible(0)]
+    return [thing for thing in both if thing.color_at(time) != thing.color]
+
+
 def since_first(thing: Thing, time: float) -> list[str]:
     """What became of an object since its scene's first frame: SINCE, and "turned" beside a way."""
     if time == 0:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tdc.errors import InputError
-from tdc.world.captions import SINCE, gone, new, since_first
+from tdc.world.captions import SINCE, gone, new, since_first, turned
 from tdc.world.clips import UNITS, Clip, Thing
 from tdc.world.render import MIN_SIZE, stamp
 from tdc.world.words import BACKGROUNDS, COLORS, SHAPES, SOUNDS, TEXTURES
@@ -135,13 +135,13 @@ def _place(thing: Thing, time: float) -> int:
 
 
 # What a look-up names: an object by color or by shape, what is new since the scene's first frame,
-# and what is gone. Two objects of a shape, or two new ones, have no answer.
-LOOKUPS = (*_COLORS, *SHAPES, "new", "gone")
+# what is gone, and what has another color. Two objects of a shape, or two new ones, have no answer.
+LOOKUPS = (*_COLORS, *SHAPES, "new", "gone", "turned")
 UNASKED = -100
 
 
 def lookup_labels(clip: Clip, frame: int) -> np.ndarray:
-    """int64 ``[13, 5]``: of each of LOOKUPS the shape, color, place, since and turned of the one
+    """int64 ``[14, 5]``: of each of LOOKUPS the shape, color, place, since and turned of the one
     object that fits; 0 for none, else 1 + index as in :class:`PlaceLabels` (place: row by row);
     UNASKED where several fit, and place and since of what is gone.
     """
@@ -154,6 +154,8 @@ def lookup_labels(clip: Clip, frame: int) -> np.ndarray:
             fitting = gone(scene, time)
         elif name == "new":
             fitting = new(scene, time)
+        elif name == "turned":
+            fitting = turned(scene, time)
         else:
             fitting = [thing for thing in seen if name in (thing.color_at(time), thing.shape)]
         if len(fitting) > 1:

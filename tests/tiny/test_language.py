@@ -108,6 +108,23 @@ def test_one_thing_is_learned_after_another(contexts, processor):
     assert sum(length > pair for length in late) > len(late) / 2
 
 
+def test_lessons_of_the_second_round_ask_for_nothing_else(contexts, processor):
+    data = language.Talks(contexts, processor, 4000, 8, 5, examples.talks_again)
+    starts = {
+        "sounds": ("in which scene is the", "which shape flashes while the"),
+        "events": ("which shape flashes", "which color flashes", "which sound is heard when"),
+        "changes": ("what changes", "to which color", "which shape", "how many objects are there"),
+    }
+    for begin, end, kind in examples.LESSONS_AGAIN:
+        asked = []
+        for number in range(int(4000 * begin) + 8, int(4000 * end) - 8, 3):
+            # The last one is what the compressor has heard.
+            _, *talk, _ = processor.tokenizer.decode(data[number]["ids"]).split("<|question|>")
+            asked += [question.strip() for question in talk]
+        assert len(asked) > 60
+        assert all(question.startswith(starts[kind]) for question in asked)
+
+
 def test_whole_clips_tell_their_story_where_it_is_to_be_learned(contexts, processor):
     given = (contexts, processor, 400, 8, 5, examples.talks_again)
     plain, labelled = (language.Talks(*given, labelled=labelled) for labelled in (False, True))

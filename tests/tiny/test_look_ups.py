@@ -48,7 +48,7 @@ def test_look_ups_find_what_questions_about_the_frame_ask_for():
 
 
 def test_a_look_up_of_several_or_of_none():
-    several = 0
+    several = recolored = 0
     for clip in (make_clip(4, index, split="test", scenes=1) for index in range(60)):
         labels = dict(zip(LOOKUPS, lookup_labels(clip, 1), strict=True))
         seen = clip.scenes[0].visible(1)
@@ -58,9 +58,13 @@ def test_a_look_up_of_several_or_of_none():
             assert (labels[shape][0] == UNASKED) == (count > 1)
             assert (labels[shape][0] == 0) == (count == 0)
         assert sum(labels[color][0] > 0 for color in COLORS) == len(seen)
-        turned = sum(thing.color_at(1) != thing.color for thing in seen)
-        assert sum(labels[color][4] for color in COLORS) == turned
-    assert several
+        turned = [thing for thing in seen if thing.color_at(1) != thing.color]
+        assert sum(labels[color][4] for color in COLORS) == len(turned)
+        shape, color, *_ = labels["turned"]
+        looks = [(named(SHAPES, shape), named([*COLORS], color))] if shape else []
+        assert looks == [(thing.shape, thing.color_at(1)) for thing in turned]
+        recolored += len(turned)
+    assert several and 0 < recolored < 60
 
 
 @pytest.mark.parametrize("plain", [True, False])

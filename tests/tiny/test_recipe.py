@@ -235,6 +235,7 @@ def test_the_compressor_learns_colors_from_clips_as_they_are(clips, plain):
 
 
 def test_pairs_are_of_one_scene_and_labelled_as_the_later_frame(clips):
+    turned = 0
     for number in range(60):
         clip, first, later, features = dense.some_pair(clips, Random(number))
         scene, time = clip.locate(later)
@@ -250,8 +251,10 @@ def test_pairs_are_of_one_scene_and_labelled_as_the_later_frame(clips):
             new = not thing.visible(0)
             assert (SINCE[labels.since[index] - 1] == "new") == new
             assert labels.turned[index] == (thing.color_at(time) != thing.color)
+        turned += int(labels.turned.any())
         heard = clip.sounds[later]
         assert labels.sound == (0 if heard is None else 1 + SOUNDS.index(heard))
+    assert 20 < turned < 40  # few pairs have it, and it is not learned from few
 
 
 def test_what_is_gone_is_labelled_where_the_first_frame_shows_it():
@@ -292,9 +295,11 @@ def test_the_whole_recipe_and_again(tmp_path):
     folder = recipe.run(short, said.append)
     first = (folder / "model.safetensors").read_bytes()
     count = len(said)
-    alone = [line.partition(": loss")[0] for line in said if line.startswith("language: step")]
+    steps = [line.partition(": loss")[0] for line in said if ": step" in line]
     # 8 examples of the 16, then of the 11, that its schedule is made for.
-    assert alone == [f"language: step {k} of {n}" for n in (4, 3) for k in (1, 2)]
+    alone = [f"language: step {k} of {n}" for n in (4, 3) for k in (1, 2)]
+    assert [line for line in steps if line.startswith("language")] == alone
+    assert steps.count("compressor-labels: step 2 of 2") == 2  # in either round
     assert recipe.run(short, said.append) == folder
     assert len(said) == count  # nothing is trained twice
     # Cut off in the last stage: it goes on, and nothing before it is touched.
