@@ -53,7 +53,8 @@ of that world and nothing else: what it says about any other video means nothing
 | stage 3 again | {audio_visual_again:,} |
 
 - **Made with** torch {torch}, transformers {transformers}.
-- **What it gets right**, kind by kind, and how it was measured: `docs/tiny.md` of TDC Kernels.
+- **What it gets right**, kind by kind, how it was measured, and where the way of the weights in the
+  package was another: `docs/tiny.md` of TDC Kernels.
 
 ```python
 from tdc.loading import load_model

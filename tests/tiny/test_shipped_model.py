@@ -18,7 +18,7 @@ from tdc_kernels import nn as kernels
 
 SEED = 4  # of clips that neither training nor the figures of the documents have seen
 CLIPS, QUESTIONS = 100, 4
-LEAST_RIGHT, LEAST_CUTS = 0.81, 0.96  # measured: 0.85, 0.984
+LEAST_RIGHT, LEAST_CUTS = 0.85, 0.96  # measured: 0.89, 0.984
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def _wrong_queries(real):
 def _wrong_packing(real):
     def pack(*args, **kwargs):
         packed, lengths = real(*args, **kwargs)
-        return packed.roll(1, 0), lengths  # one token late: 0.74 right of 0.85
+        return packed.roll(1, 0), lengths  # one token late: 0.76 right of 0.89
 
     return pack
 
