@@ -43,7 +43,7 @@ PLACES = 9
 # Classes of what a look-up finds: shape, color, place, since, turned.
 _COLOR = 1
 _LOOKUP_SIZES = (len(SHAPES) + 1, len(COLORS) + 1, PLACES + 1, len(SINCE) + 1, 2)
-# Share of pairs in which an object has turned another color: drawn evenly one in nine has.
+# Share of pairs in which an object has turned another color: drawn evenly one in seven has.
 TURNED = 0.4
 QUESTION_WORDS = 16  # longest question about a frame, for batches of one shape
 
