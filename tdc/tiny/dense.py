@@ -141,15 +141,16 @@ class Pairs(Dataset):
 
 def some_pair(clips: ClipFeatures, rng: Random) -> tuple[Clip, int, int, TowerFeatures]:
     """A clip, the first frame of one of its scenes, a later one of it, and the clip's features."""
-    wanted = rng.random() < TURNED
+    patience = 100 if rng.random() < TURNED else 0  # tries; a few clips may have none
     while True:
         index = rng.randrange(clips.count)
         clip = clips.clip(index)
         scene = rng.randrange(len(clip.scenes))
         start, length = clip.starts[scene], clip.scenes[scene].num_frames
         time = rng.randrange(1, length) if length > 1 else 0
-        if time and (not wanted or turned(clip.scenes[scene], time)):
+        if time and (patience <= 0 or turned(clip.scenes[scene], time)):
             return clip, start, start + time, clips[index]
+        patience -= 1
 
 
 def dynamic_tokens(context: Context, queries: int) -> tuple[Tensor, ...]:

@@ -257,6 +257,14 @@ def test_pairs_are_of_one_scene_and_labelled_as_the_later_frame(clips):
     assert 20 < turned < 40  # few pairs have it, and it is not learned from few
 
 
+def test_pairs_are_found_where_no_object_turns(clips, monkeypatch):
+    calm = next(i for i in range(CLIPS) if all(s.change == "nothing" for s in clips.clip(i).scenes))
+    one = dense.ClipFeatures(clips.folder, lambda _: clips.clip(calm), 1)
+    monkeypatch.setattr(dense, "TURNED", 1.0)
+    clip, first, later, _ = dense.some_pair(one, Random(0))
+    assert clip.locate(first)[0] == clip.locate(later)[0]
+
+
 def test_what_is_gone_is_labelled_where_the_first_frame_shows_it():
     moved = 0
     for clip in (make_clip(3, index, scenes=1) for index in range(400)):
