@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 from tdc.commands._options import Subparsers, command, positive_int
@@ -22,8 +21,8 @@ def add(subparsers: Subparsers) -> None:
         run,
         "train tiny models that differ in one thing, and compare them",
         "Every setting of every ablation, one seed of everything first. What has a result is left "
-        "alone, and what was stopped goes on from its last checkpoint. docs/ablations.md lists the "
-        "ablations.",
+        "alone, and what was stopped goes on from its last checkpoint. Several may run on one "
+        "folder: each takes what nobody else is at. docs/ablations.md lists the ablations.",
     )
     parser.add_argument("out", metavar="OUT_DIR", help="a folder per variant")
     parser.add_argument("--only", metavar="NAME", nargs="+", help="these ablations; default: all")
@@ -32,8 +31,9 @@ def add(subparsers: Subparsers) -> None:
         "--budget",
         metavar="N",
         type=positive_int,
-        default=24_000,
-        help=f"examples in each of a variant's three steps {_DEFAULT}",
+        default=4_800,
+        help="examples of videos with sound, after ten times as many pairs of frames for the "
+        f"compressor alone {_DEFAULT}",
     )
     parser.add_argument("--list", action="store_true", help="print what there is and what is done")
     parser.add_argument(
@@ -43,19 +43,16 @@ def add(subparsers: Subparsers) -> None:
         "--page", metavar="FILE", help="with --report: fill in the tables of this page instead"
     )
     parser.add_argument(
-        "--recipe",
+        "--model",
         metavar="DIR",
-        help="folder of python -m tdc.tiny, whose encoders and stage 1 all variants share; what is "
-        "missing there is trained first (default: OUT_DIR)",
-    )
-    parser.add_argument(
-        "--model", metavar="DIR", help="the model that LVCoT asks (default: tiny in --recipe)"
+        help="a tiny TDC that all variants begin with, but for the compressor, and that LVCoT asks "
+        "(default: the one in the package)",
     )
     parser.add_argument(
         "--clips", metavar="N", type=positive_int, default=60, help=f"asked of each kind {_DEFAULT}"
     )
     parser.add_argument(
-        "--questions", metavar="N", type=positive_int, default=4, help=f"per clip {_DEFAULT}"
+        "--questions", metavar="N", type=positive_int, default=6, help=f"per clip {_DEFAULT}"
     )
     parser.add_argument(
         "--threads", metavar="N", type=positive_int, help="torch threads; default: torch's own"
@@ -88,15 +85,11 @@ def run(arguments: Any) -> None:
     check_installed()
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
-    first = os.environ.get("RANK", "0") == "0"
-
-    def silent(line: str) -> None:
-        pass
 
     def say(line: str) -> None:
         print(line, flush=True)
 
-    run_sweep(sweep, say if first else silent, note if first else silent)
+    run_sweep(sweep, say, note)
 
 
 def _sweep(arguments: Any) -> Sweep:
@@ -104,7 +97,6 @@ def _sweep(arguments: Any) -> Sweep:
 
     from tdc.errors import InputError
     from tdc.loading import read_config
-    from tdc.tiny.recipe import Recipe
     from tdc.tiny.sweep import Sweep
 
     out = Path(arguments.out)
@@ -117,7 +109,6 @@ def _sweep(arguments: Any) -> Sweep:
         arguments.page = Path(arguments.page)
     return Sweep(
         out,
-        Recipe(Path(arguments.recipe or out), save_steps=100),
         examples=arguments.budget,
         seeds=arguments.seeds,
         only=None if arguments.only is None else tuple(arguments.only),
@@ -129,7 +120,7 @@ def _sweep(arguments: Any) -> Sweep:
 
 def _list(sweep: Sweep) -> None:
     from tdc.tiny.ablations import chosen
-    from tdc.tiny.sweep import RESULT, Variant, obstacle
+    from tdc.tiny.sweep import RESULT, Variant
 
     rows = []
     for ablation in chosen(sweep.only):
@@ -139,7 +130,7 @@ def _list(sweep: Sweep) -> None:
             changes = ", ".join(f"{name}={value}" for name, value in setting.changes.items())
             if setting.segments is not None:
                 changes = f"num_segments={setting.segments}"
-            state = obstacle(sweep, listed[0]) or f"{done} of {sweep.seeds} done"
+            state = setting.lacking() or f"{done} of {sweep.seeds} done"
             how = changes if setting.sound else "without sound"
             where = f"{state} (the baseline)" if setting.is_baseline() else state
             rows.append([ablation.name, setting.name, how, where])

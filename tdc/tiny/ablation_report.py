@@ -109,7 +109,7 @@ def conditions(ablation: Ablation, found: Mapping[tuple[str, str], list[Result]]
         return ""
     first = results[0]
     asked = f"{first['clips']} clips of each kind, {first['questions']} questions each"
-    trained = f"{first['examples']:,} examples per stage, batches of {first['batch']}; "
+    trained = f"{first['examples']:,} examples, batches of {first['batch']}; "
     where = sorted({_machine(r) for r in results})
     minutes = [r["training_seconds"] / 60 for r in results if r["training_seconds"] is not None]
     time = f" Training: {min(minutes):.1f} to {max(minutes):.1f} min." if minutes else ""
@@ -119,8 +119,7 @@ def conditions(ablation: Ablation, found: Mapping[tuple[str, str], list[Result]]
 
 
 def _machine(result: Result) -> str:
-    processes = "1 process" if result["processes"] == 1 else f"{result['processes']} processes"
-    return f"{processes} of {count(result['threads'], 'thread')}, {result['machine']}"
+    return f"{count(result['threads'], 'thread')}, {result['machine']}"
 
 
 # --- pictures ------------------------------------------------------------------------------------

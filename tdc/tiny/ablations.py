@@ -19,6 +19,7 @@ from tdc.errors import InputError
 from .config import tiny_config
 
 BASELINE = ("baseline", "default")  # ablation and setting under which it is kept
+LONGEST = 24  # frames of a training clip
 _NOT_FIELDS = ("model_type", "architectures", "transformers_version")
 
 
@@ -31,12 +32,15 @@ class Setting:
         changes: fields of TDCConfig, set from the start of training.
         sound: whether sound is there, in training and when asked.
         segments: LVCoT's N: nothing is trained, the finished model answers so.
+        trained_as: the setting of the same ablation whose model is asked so; training could not
+            tell the two apart.
     """
 
     name: str
     changes: Mapping[str, Any] = field(default_factory=dict)
     sound: bool = True
     segments: int | None = None
+    trained_as: str | None = None
 
     def is_baseline(self) -> bool:
         if self.segments is not None or not self.sound or self.lacking() is not None:
@@ -70,9 +74,11 @@ def _each(fields: Sequence[str], values: Sequence[Any]) -> tuple[Setting, ...]:
 
 
 def _scenes(number: int, lowest: bool = False) -> Setting:
-    if not lowest:
-        return Setting(str(number), {"num_scenes": number})
-    return Setting(f"{number}-lowest", {"num_scenes": number, "similarity_threshold": None})
+    changes = {"num_scenes": number, **({"similarity_threshold": None} if lowest else {})}
+    name = "{}-lowest" if lowest else "{}"
+    # No training clip has more than LONGEST frames.
+    same = name.format(LONGEST) if number > LONGEST else None
+    return Setting(name.format(number), changes, trained_as=same)
 
 
 def _width(width: int) -> Setting:

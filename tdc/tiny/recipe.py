@@ -157,6 +157,7 @@ def train_encoders(recipe: Recipe, say: Say) -> Path:
         return folder
     model = new_model(recipe.seed)
     encoder: Any = model.video_encoder
+    set_seed(recipe.seed)  # for the heads
     for number, name in enumerate(("siglip", "dinov2")):
         labelled = LabelledTower(getattr(encoder, name))
         data = Pictures(recipe.pictures, labelled.grid, 1000 * recipe.seed + 11 + number)
@@ -248,6 +249,7 @@ def _part(
         again = stage is LANGUAGE_AGAIN
         language_alone(recipe, name, model, processor, clips, say, again=again)
     else:
+        set_seed(recipe.seed)  # for the head
         labelled = LabelledConnector(model)
         seed = 1000 * recipe.seed + 14
         data = Frames(clips, recipe.labelled_frames, labelled.grid, seed)
@@ -270,6 +272,7 @@ def compressor_on_labels(
     sound: bool = True,
 ) -> None:
     """Only the model's compressor learns."""
+    set_seed(recipe.seed)  # for the heads
     data = Pairs(clips, recipe.labelled_pairs, processor, 1000 * recipe.seed + 15, sound)
     # At 3e-3 three of the four tokens came to say the same, and 0.29 was right after 10,000 steps.
     _fit(recipe, name, LabelledCompressor(model), data, recipe.batch, say, recipe.rate)
@@ -294,6 +297,7 @@ def language_alone(
     seed = 1000 * recipe.seed + 16
     data = Talks(contexts, processor, size, recipe.batch, seed, mixture, labelled=again)
     stop = StopAfter(recipe.talks // recipe.batch)
+    set_seed(recipe.seed)  # for the heads
     alone = LanguageAlone(model, labelled=again)
     _fit(recipe, name, alone, data, recipe.batch, say, recipe.rate, collate, [stop])
 

@@ -8,13 +8,16 @@ has one is left alone, and training that was cut off goes on from its last check
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
 import platform
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,34 +25,34 @@ import torch
 
 from tdc._media import whole_file
 from tdc.errors import InputError
-from tdc.loading import load_model
+from tdc.loading import TINY, Loaded, load_model
+from tdc.model import TDCForConditionalGeneration
 from tdc.train.stages import get_stage
 from tdc.train.starting_model import starting_model
 from tdc.train.trainer import SETTINGS_FILE
 
 from . import examples
 from .ablations import BASELINE, Ablation, Setting, chosen, configured
-from .config import new_model, new_processor
+from .config import new_processor
 from .examples import Examples
 from .features import ClipFeatures, training_clip
 from .measures import SETS, ask_long, ask_set
 from .recipe import (
     Recipe,
     Say,
-    align,
     compressor_on_labels,
-    is_first,
-    language_alone,
     load,
     processes,
     save,
     stage_settings,
     train_stage,
-    wait,
 )
 
 RESULT, BUDGET_FILE = "result.json", "budget.json"
-_EQUAL = ("examples", "batch", "clips", "questions")  # of every variant in a folder
+SEED = 1  # of the training clips
+PAIRS = 10  # of frames for the compressor on labels, per example of the videos
+# 0.78 of the standard questions after 125 steps of videos, where both rates of 1e-3 led to 0.73.
+RECIPE = Recipe(Path(), rate=1.5e-3, compressor_rate=1.5e-3, save_steps=100)
 
 
 @dataclass(frozen=True)
@@ -57,27 +60,33 @@ class Sweep:
     """What to run.
 
     Attributes:
-        out: a folder ``<ablation>/<setting>/seed-<n>`` per variant.
-        recipe: ``recipe.out`` holds, or will hold, what it trains up to stage 1.
-        examples: of each of the three steps of a variant.
+        out: a folder ``<ablation>/<setting>/seed-<n>`` per variant, and ``features``.
+        examples: of videos with sound; ``PAIRS`` times as many of the compressor on labels.
         seeds: variants per setting.
         only: names of ablations; None: all.
         clips, questions: asked after training, per kind of clip and per clip.
-        model: folder of the model that LVCoT asks; None: ``tiny`` of the recipe.
+        model: folder of the model that all variants begin with, and that LVCoT asks; None: the
+            package's.
+        recipe: rates, batches, and how many training clips.
     """
 
     out: Path
-    recipe: Recipe
-    examples: int = 24_000
+    examples: int = 4_800
     seeds: int = 3
     only: tuple[str, ...] | None = None
     clips: int = 60
-    questions: int = 4
+    questions: int = 6
     model: Path | None = None
+    recipe: Recipe = RECIPE
 
-    @property
-    def batch(self) -> int:
-        return self.recipe.batch
+    def budget(self) -> dict[str, Any]:
+        """What results in one folder must have in common."""
+        weights = (self.model or TINY) / "model.safetensors"
+        return {
+            **{name: getattr(self, name) for name in ("examples", "clips", "questions")},
+            "batch": self.recipe.batch,
+            "model": hashlib.sha256(weights.read_bytes()).hexdigest()[:12],
+        }
 
 
 @dataclass(frozen=True)
@@ -119,45 +128,46 @@ def variants(only: tuple[str, ...] | None, seeds: int) -> list[Variant]:
     return list(unique.values())
 
 
-def obstacle(sweep: Sweep, variant: Variant) -> str | None:
-    """Why a variant cannot be run; None: it can."""
-    finished = sweep.recipe.out / "tiny"
-    asks = variant.setting.segments is not None and sweep.model is None
-    if asks and not (finished / "config.json").exists():
-        return f"there is no trained model in {finished}; expected one there, or --model"
-    return variant.setting.lacking()
-
-
 def run(sweep: Sweep, say: Say = print, detail: Say = lambda line: None) -> None:
-    """Everything that has no result yet.
+    """Everything that has no result yet, and that no other process is at.
 
     Args:
         say: called with one line per finished variant, and one per setting that is left out.
         detail: called with what training says in between.
 
     Raises:
-        InputError: no such ablation, results of other lengths in the folder, or no such model.
+        InputError: no such ablation, results of other lengths or another model in the folder, or
+            several processes of ``torchrun``.
     """
     listed = variants(sweep.only, sweep.seeds)
+    if processes()[1] > 1:
+        raise InputError(
+            "variants do not share batches; expected no torchrun: start tdc ablate several times, "
+            "on the same folder"
+        )
     keep_budget(sweep)
     shared = _Shared(sweep, detail)
     told = set()
     for variant in listed:
         if (variant.folder(sweep.out) / RESULT).exists():
             continue
-        reason = obstacle(sweep, variant)
+        reason = variant.setting.lacking()
         if reason is not None:
             if variant.place not in told:
                 say(f"{'/'.join(variant.place)}: left out: {reason}")
             told.add(variant.place)
             continue
-        say(f"{variant}: {line(_finish(shared, variant))}")
+        found = _finish(shared, variant)
+        if found is None:
+            detail(f"{variant}: another process is at it")
+        else:
+            say(f"{variant}: {line(found)}")
 
 
 def keep_budget(sweep: Sweep) -> None:
-    """One folder holds variants of one length: others could not be compared."""
+    """One folder holds variants of one length from one start: others could not be compared."""
     path = sweep.out / BUDGET_FILE
-    mine = {name: getattr(sweep, name) for name in _EQUAL}
+    mine = sweep.budget()
     if path.exists():
         theirs = json.loads(path.read_text())
         for name, value in mine.items():
@@ -166,13 +176,28 @@ def keep_budget(sweep: Sweep) -> None:
                     f"{sweep.out} holds results with {name} {theirs.get(name)}, got {value}; "
                     "expected the same, or another folder"
                 )
-    elif is_first():
+        return
+    try:
+        sweep.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write {sweep.out}: {error.strerror}") from None
+    _write(path, mine)
+
+
+@contextmanager
+def claimed(folder: Path, patient: bool = False) -> Iterator[bool]:
+    """Whether a folder is this process's alone; ``patient`` waits until it is.
+
+    The system gives back what a process held when it ends, however it ends.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
         try:
-            sweep.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"cannot write {sweep.out}: {error.strerror}") from None
-        _write(path, mine)
-    wait()
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if patient else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
 
 
 def line(result: dict[str, Any]) -> str:
@@ -191,39 +216,31 @@ class _Shared:
     detail: Say
 
     @cached_property
-    def aligned(self) -> tuple[ClipFeatures, Path]:
-        """Features of the training clips, and the model of stage 1."""
-        _check_seed(self.sweep.recipe)
-        return align(self.sweep.recipe, self.detail)
+    def start(self) -> Loaded:
+        """The model that variants begin with, and that LVCoT asks."""
+        return load_model(self.sweep.model, "cpu")
 
     @cached_property
-    def finished(self) -> Any:
-        """The model that LVCoT asks."""
-        loaded = load_model(self.sweep.model or self.sweep.recipe.out / "tiny", "cpu")
-        return loaded.model, loaded.processor
+    def clips(self) -> ClipFeatures:
+        """What its encoders say about the training clips."""
+        folder = self.sweep.out / "features"
+        clips = ClipFeatures(folder, partial(training_clip, SEED), self.sweep.recipe.clips)
+        with claimed(folder, patient=True):
+            for some in (clips, clips.recolored):
+                some.write(self.start.model.video_encoder, say=self.detail)
+        return clips
 
 
-def _check_seed(recipe: Recipe) -> None:
-    """Features of other clips would be taken for those of ours: their lengths tell."""
-    path = recipe.out / "features" / "shard-00000" / "frames.json"
-    if path.exists():
-        lengths = json.loads(path.read_text())
-        ours = [training_clip(recipe.seed + 1, i).num_frames for i in range(len(lengths))]
-        if lengths != ours:
-            raise InputError(
-                f"{recipe.out / 'features'} holds other clips than seed {recipe.seed} draws; "
-                f"expected the folder of a recipe with --seed {recipe.seed}"
-            )
-
-
-def _finish(shared: _Shared, variant: Variant) -> dict[str, Any]:
+def _finish(shared: _Shared, variant: Variant) -> dict[str, Any] | None:
+    """A variant's result; None: another process is at it."""
     folder = variant.folder(shared.sweep.out)
-    folder.mkdir(parents=True, exist_ok=True)
-    measure = _trained if variant.ablation.trains else _answered
-    found = measure(shared, variant, folder)
-    if is_first():
-        _write(folder / RESULT, {**_facts(shared.sweep, variant), **found})
-    wait()
+    with claimed(folder) as ours:
+        if not ours:
+            return None
+        if not (folder / RESULT).exists():
+            measure = _trained if variant.ablation.trains else _answered
+            found = measure(shared, variant, folder)
+            _write(folder / RESULT, {**_facts(shared.sweep, variant), **found})
     return json.loads((folder / RESULT).read_text())
 
 
@@ -236,8 +253,7 @@ def _facts(sweep: Sweep, variant: Variant) -> dict[str, Any]:
         "changes": dict(variant.setting.changes),
         "sound": variant.setting.sound,
         "segments": variant.setting.segments,
-        **{name: getattr(sweep, name) for name in _EQUAL},
-        "processes": processes()[1],
+        **sweep.budget(),
         "threads": torch.get_num_threads(),
         "machine": platform.processor() or platform.machine(),
         "torch": torch.__version__,
@@ -254,92 +270,87 @@ def _write(path: Path, facts: dict[str, Any]) -> None:
 
 def _trained(shared: _Shared, variant: Variant, folder: Path) -> dict[str, Any]:
     """Train, ask about each set of clips, and throw the checkpoints away."""
-    whole = not any(folder.iterdir())  # the time of a run that was cut off is not known
-    wait()  # nobody starts before everybody has looked
+    whole = not (folder / "fit-labels").exists()  # the time of a run that was cut off is not known
     began = time.perf_counter()
     last = _train(shared, variant, folder)
     seconds = time.perf_counter() - began
-    model, processor = load(last)
-    number, count = processes()
-    for kind in SETS[number::count]:
-        path = folder / f"{kind}.json"
-        if not path.exists():
-            sweep, sound = shared.sweep, variant.setting.sound
-            _write(path, ask_set(model, processor, kind, sweep.clips, sweep.questions, sound))
-    wait()
-    sets = {kind: json.loads((folder / f"{kind}.json").read_text()) for kind in SETS}
-    if is_first():
-        for checkpoint in folder.glob("*/checkpoint-*"):
-            shutil.rmtree(checkpoint)
-        shutil.rmtree(folder / "contexts", ignore_errors=True)
+    sweep, setting = shared.sweep, variant.setting
+    config = configured(load(last)[0].config, setting.changes)
+    model: Any = TDCForConditionalGeneration.from_pretrained(last, config=config)
+    ask = partial(ask_set, model.eval(), new_processor(config))
+    sets = {kind: ask(kind, sweep.clips, sweep.questions, setting.sound) for kind in SETS}
+    for checkpoint in folder.glob("*/checkpoint-*"):
+        shutil.rmtree(checkpoint)
     return {
-        "training_seconds": seconds if whole else None,
+        "training_seconds": seconds if whole and setting.trained_as is None else None,
         "parameters": sum(p.numel() for p in model.parameters()),
         "sets": sets,
     }
 
 
 def _train(shared: _Shared, variant: Variant, folder: Path) -> Path:
-    """The compressor on labels, the language model alone, then videos with sound: stages 2 and 3 in
-    one, without LoRA."""
+    """The compressor on labels, then videos with sound: connector, compressor and language model,
+    without LoRA. Returns the folder of the model."""
     sweep, setting = shared.sweep, variant.setting
-    first, last = folder / "language", folder / "videos"
+    if setting.trained_as is not None:
+        like = next(s for s in variant.ablation.settings if s.name == setting.trained_as)
+        twin = replace(variant, setting=like)
+        with claimed(twin.folder(sweep.out), patient=True):
+            return _train(shared, twin, twin.folder(sweep.out))
+    first, last = folder / "labels", folder / "videos"
     stage = replace(get_stage(2), title="videos with sound", sound=True)
-    size = sweep.examples
-    recipe = replace(sweep.recipe, out=folder, seed=variant.seed, labelled_pairs=size, talks=size)
-    clips, aligned = shared.aligned
+    pairs = PAIRS * sweep.examples
+    recipe = replace(sweep.recipe, out=folder, seed=variant.seed, labelled_pairs=pairs)
 
     def say(text: str) -> None:
         shared.detail(f"{variant}: {text}")
 
     if not (first / "config.json").exists():
-        model = start(aligned, setting.changes, variant.seed)
+        model = start(shared.start.model, setting.changes, variant.seed)
         processor = new_processor(model.config)
-        compressor_on_labels(recipe, "labels", model, processor, clips, say, setting.sound)
-        language_alone(recipe, "talks", model, processor, clips, say, setting.sound)
-        if is_first():
-            save(model.eval(), processor, first)
-        wait()
+        compressor_on_labels(recipe, "labels", model, processor, shared.clips, say, setting.sound)
+        save(model.eval(), processor, first)
     if not (last / SETTINGS_FILE).exists():
         settings = stage_settings(recipe, first, last, setting.sound, separate_turns=True)
         model, processor, _ = starting_model(settings, stage)
         # The same for all variants of a seed, with and without sound.
         seed = 1000 * variant.seed + 201
-        data = Examples(clips, size, sweep.batch, examples.videos, True, seed)
+        data = Examples(shared.clips, sweep.examples, recipe.batch, examples.sounding, True, seed)
         train_stage(settings, stage, model, processor, data, say)
     return last
 
 
-def start(aligned: Path, changes: Mapping[str, Any], seed: int) -> Any:
-    """The model of stage 1 with a new compressor.
+def start(trained: Any, changes: Mapping[str, Any], seed: int) -> Any:
+    """A trained model with a new compressor.
 
-    Whatever has the same name and shape in the unchanged model of that seed begins alike.
+    What has the same name and shape in a new compressor of the unchanged model begins alike.
     """
-    trained, _ = load(aligned)
-    given = new_model(seed).state_dict()
-    for name, tensor in trained.state_dict().items():
-        if not name.startswith("compressor."):
-            given[name] = tensor
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = type(trained)(configured(trained.config, changes))
+    plain, model = (_new(trained.config, some, seed) for some in ({}, changes))
+    given = {**plain.state_dict(), **_without_compressor(trained)}
     own = model.state_dict()
     fits = {name: x for name, x in given.items() if name in own and x.shape == own[name].shape}
     model.load_state_dict({**own, **fits})
     return model.train()
 
 
+def _new(config: Any, changes: Mapping[str, Any], seed: int) -> TDCForConditionalGeneration:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return TDCForConditionalGeneration(configured(config, changes))
+
+
+def _without_compressor(model: Any) -> dict[str, torch.Tensor]:
+    tensors = model.state_dict().items()
+    return {name: x for name, x in tensors if not name.startswith("compressor.")}
+
+
 # --- LVCoT ---------------------------------------------------------------------------------------
 
 
 def _answered(shared: _Shared, variant: Variant, folder: Path) -> dict[str, Any]:
-    """Seeds are sets of clips here. One process alone: another would disturb its clock."""
-    assert variant.setting.segments is not None
-    found: dict[str, Any] = {}
-    if is_first():
-        model, processor = shared.finished
-        sweep = shared.sweep
-        found = ask_long(
-            model, processor, variant.setting.segments, sweep.clips, sweep.questions, variant.seed
-        )
+    """Seeds are sets of clips here."""
+    segments, sweep = variant.setting.segments, shared.sweep
+    assert segments is not None
+    model, processor = shared.start.model, shared.start.processor
+    found = ask_long(model, processor, segments, sweep.clips, sweep.questions, variant.seed)
     return {"training_seconds": None, "sets": {"long": found}}

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from tdc.cli import main
 from tdc.errors import InputError
+from tdc.loading import TINY
 from tdc.tiny import ablations, measures, sweep
 from tdc.tiny.ablation_report import NOT_RUN, fill_page, mean_and_spread, read, report, table
 from tdc.tiny.ablations import ABLATIONS, BASELINE, Setting, chosen, configured, flat
@@ -29,20 +29,19 @@ transformers_logging.disable_progress_bar()
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    """Models that know nothing, where training would leave them. Never change its folder."""
-    out = tmp_path_factory.mktemp("recipe")
-    model = new_model(0)
-    for name in ("encoders", "stage1", "tiny"):
-        model.save_pretrained(out / name)
-        new_processor(model.config).save_pretrained(out / name)
-    (out / "stage1" / SETTINGS_FILE).write_text("{}")
-    return Recipe(out, clips=20, batch=8, save_steps=1, logging_steps=1)
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One that knows nothing. Never change its folder."""
+    out = tmp_path_factory.mktemp("model")
+    new = new_model(0)
+    new.save_pretrained(out)
+    new_processor(new.config).save_pretrained(out)
+    return out
 
 
-def small(out: Path, recipe: Recipe, *only: str, **changes) -> Sweep:
+def small(out: Path, model: Path, *only: str, **changes) -> Sweep:
+    recipe = Recipe(Path(), clips=20, batch=8, save_steps=1, logging_steps=1)
     fields = {"examples": 32, "seeds": 1, "clips": 1, "questions": 2, "only": only, **changes}
-    return Sweep(out, recipe, **fields)
+    return Sweep(out, recipe=recipe, model=model, **fields)
 
 
 # --- the table -----------------------------------------------------------------------------------
@@ -102,13 +101,13 @@ def test_the_baseline_is_run_once_and_one_seed_of_everything_comes_first():
     assert len(listed) == 2 * len(places)
 
 
-def test_a_field_that_does_not_exist_is_a_reason(monkeypatch, recipe, tmp_path):
+def test_a_field_that_does_not_exist_is_a_reason(monkeypatch, model, tmp_path):
     monkeypatch.setattr(ablations, "_unchanged", lambda: {"num_scenes": 24})
     setting = Setting("adaptive", {"context_allocation": "adaptive"})
     assert setting.lacking() == "TDCConfig has no field context_allocation"
     assert not Setting("fixed", {"context_allocation": "fixed"}).is_baseline()
     lines = []
-    run(small(tmp_path, recipe, "allocation", seeds=2), lines.append)
+    run(small(tmp_path, model, "allocation", seeds=2), lines.append)
     assert lines == [
         f"allocation/{name}: left out: TDCConfig has no field context_allocation"
         for name in ("fixed", "adaptive")
@@ -125,10 +124,10 @@ def test_names():
 # --- running -------------------------------------------------------------------------------------
 
 
-def test_a_killed_sweep_goes_on_and_leaves_finished_variants_alone(recipe, tmp_path):
+def test_a_killed_sweep_goes_on_and_leaves_finished_variants_alone(model, tmp_path):
     killed, whole = (
-        small(tmp_path / "a", recipe, "queries"),
-        small(tmp_path / "b", recipe, "queries"),
+        small(tmp_path / "a", model, "queries"),
+        small(tmp_path / "b", model, "queries"),
     )
     second = tmp_path / "a" / "queries" / "learned" / "seed-0"
     done, before, after = [], [], []
@@ -185,27 +184,27 @@ def given(monkeypatch):
     return seen
 
 
-def run_one(recipe, out, ablation, name):
+def run_one(model, out, ablation, name):
     setting = next(s for s in ABLATIONS[ablation].settings if s.name == name)
     variant = Variant(ABLATIONS[ablation], setting, 3)
-    return sweep._finish(sweep._Shared(small(out, recipe), lambda line: None), variant)
+    return sweep._finish(sweep._Shared(small(out, model), lambda line: None), variant)
 
 
-def test_a_variant_has_its_settings_in_every_step(given, recipe, tmp_path):
-    run_one(recipe, tmp_path, "scenes", "4-lowest")
-    for _, _, model, _ in given.values():
-        assert model.config.num_scenes == 4 and model.config.similarity_threshold is None
-    (before,) = tmp_path.glob("**/language")  # what the last step began with
+def test_a_variant_has_its_settings_in_every_step(given, model, tmp_path):
+    run_one(model, tmp_path, "scenes", "4-lowest")
+    for _, _, trained, _ in given.values():
+        assert trained.config.num_scenes == 4 and trained.config.similarity_threshold is None
+    (before,) = tmp_path.glob("**/labels")  # what the last step began with
     config = load(before)[0].config
     assert config.num_scenes == 4 and config.similarity_threshold is None
     assert given["videos"][1].parts == ("connector", "compressor", "language_model")
 
 
-def test_without_sound_the_questions_stay_the_same(given, recipe, tmp_path, monkeypatch):
-    heard = run_one(recipe, tmp_path / "a", "audio", "on")
+def test_without_sound_the_questions_stay_the_same(given, model, tmp_path, monkeypatch):
+    heard = run_one(model, tmp_path / "a", "audio", "on")
     with_sound = [given["videos"][3][i] for i in range(8)]
     assert given["videos"][0].sound is True
-    deaf = run_one(recipe, tmp_path / "b", "audio", "off")
+    deaf = run_one(model, tmp_path / "b", "audio", "off")
     without = [given["videos"][3][i] for i in range(8)]
     assert given["videos"][0].sound is False
     assert given["videos"][1].sound
@@ -226,25 +225,62 @@ def test_without_sound_the_questions_stay_the_same(given, recipe, tmp_path, monk
     assert controls == [None, without_sound]
 
 
-def test_what_is_not_changed_begins_alike(recipe):
-    folder = recipe.out / "stage1"
-    aligned = load(folder)[0].state_dict()
-    narrow, plain = (
-        sweep.start(folder, changes, 5).state_dict()
-        for changes in ({"qformer_config.num_hidden_layers": 1}, {})
+def test_what_training_cannot_tell_apart_is_trained_once(given, model, tmp_path, monkeypatch):
+    most = max(training_clip(sweep.SEED, i).num_frames for i in range(2000))
+    assert most <= ablations.LONGEST
+    asked = []
+    monkeypatch.setattr(sweep, "ask_set", lambda m, p, *args: asked.append((m, p)) or {"right": 1})
+    for name in ("48", "48-lowest"):
+        given.clear()
+        found = run_one(model, tmp_path, "scenes", name)
+        assert list(given) == ["videos"] and given["videos"][2].config.num_scenes == 24
+        assert {m.config.num_scenes for m, _ in asked} == {48}
+        assert {p.config.num_scenes for _, p in asked} == {48}
+        lowest = given["videos"][2].config.similarity_threshold is None
+        assert lowest == name.endswith("lowest")
+        assert asked[-1][0].config.similarity_threshold == (None if lowest else 0.5)
+        assert found["training_seconds"] is None and found["changes"]["num_scenes"] == 48
+    models = {str(path.parent.relative_to(tmp_path)) for path in tmp_path.rglob("videos")}
+    assert models == {"baseline/default/seed-3", "scenes/24-lowest/seed-3"}
+
+
+def test_what_is_not_changed_begins_alike(model):
+    trained = load(model)[0]
+    given = trained.state_dict()
+    narrow, plain, other = (
+        sweep.start(trained, changes, seed).state_dict()
+        for changes, seed in (({"qformer_config.num_hidden_layers": 1}, 5), ({}, 5), ({}, 6))
     )
     fresh = new_model(5).state_dict()
     for name, tensor in narrow.items():
         own = name.startswith("compressor.")
-        assert torch.equal(tensor, fresh[name] if own else aligned[name]), name
+        assert torch.equal(tensor, fresh[name] if own else given[name]), name
         assert torch.equal(tensor, plain[name])
-    other = sweep.start(folder, {}, 6).state_dict()
-    assert not torch.equal(
-        other["compressor.output_proj.weight"], plain["compressor.output_proj.weight"]
-    )
+    changed = "compressor.output_proj.weight"
+    assert not torch.equal(other[changed], plain[changed])
 
 
-def test_lvcot_rows_have_accuracy_and_seconds(recipe, tmp_path, monkeypatch):
+def test_several_processes_share_a_folder(model, tmp_path):
+    work = small(tmp_path, model, "lvcot", questions=1)
+    lines: list[str] = []
+    details: list[str] = []
+    with sweep.claimed(tmp_path / "lvcot" / "3" / "seed-0") as ours:
+        assert ours
+        run(work, lines.append, details.append)
+    assert len(lines) == len(list(tmp_path.rglob(RESULT))) == 4
+    assert details == ["lvcot/3 seed 0: another process is at it"]
+    run(work, lines.append, details.append)
+    assert len(lines) == 5 and lines[4].startswith("lvcot/3 seed 0: long ") and len(details) == 1
+
+
+def test_torchrun_is_refused(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "processes", lambda: (0, 2))
+    with pytest.raises(InputError, match="expected no torchrun: start tdc ablate several times"):
+        run(small(tmp_path / "out", model))
+    assert not (tmp_path / "out").exists()
+
+
+def test_lvcot_rows_have_accuracy_and_seconds(model, tmp_path, monkeypatch):
     asked, answer = [], measures.answer_long_video
 
     def watched(model, processor, video, question, segments, **options):
@@ -253,7 +289,7 @@ def test_lvcot_rows_have_accuracy_and_seconds(recipe, tmp_path, monkeypatch):
 
     monkeypatch.setattr(measures, "answer_long_video", watched)
     lines = []
-    run(small(tmp_path, recipe, "lvcot", questions=1), lines.append)
+    run(small(tmp_path, model, "lvcot", questions=1), lines.append)
     assert [segments for segments, _, _ in asked] == [1, 2, 3, 5, 10]
     assert len({frames for _, frames, _ in asked}) == 1 and asked[0][1] >= 24
     assert len(lines) == 5 and lines[4].startswith("lvcot/10 seed 0: long 0.")
@@ -261,31 +297,16 @@ def test_lvcot_rows_have_accuracy_and_seconds(recipe, tmp_path, monkeypatch):
         found = results["sets"]["long"]
         assert found["questions"] == 1 and found["right"] in (0, 1) and found["seconds"] > 0
         assert results["training_seconds"] is None
-    assert not (recipe.out / "encoder-siglip").exists()
+    assert not (tmp_path / "features").exists()
 
 
-def test_lvcot_without_a_model_is_left_out(tmp_path):
-    lines = []
-    run(small(tmp_path, Recipe(tmp_path), "lvcot"), lines.append)
-    assert len(lines) == 5 and all("there is no trained model in" in line for line in lines)
-    assert not list(tmp_path.glob("lvcot/**/*"))
-
-
-def test_a_folder_holds_results_of_one_length(recipe, tmp_path):
-    sweep.keep_budget(small(tmp_path, recipe))
-    sweep.keep_budget(small(tmp_path, recipe, seeds=9))
+def test_a_folder_holds_results_of_one_length(model, tmp_path):
+    sweep.keep_budget(small(tmp_path, model))
+    sweep.keep_budget(small(tmp_path, model, seeds=9))
     with pytest.raises(InputError, match="holds results with examples 32, got 64"):
-        sweep.keep_budget(small(tmp_path, recipe, examples=64))
-
-
-def test_features_of_other_clips_are_refused(recipe, tmp_path):
-    shard = tmp_path / "features" / "shard-00000"
-    shard.mkdir(parents=True)
-    lengths = [training_clip(8, i).num_frames for i in range(20)]
-    (shard / "frames.json").write_text(json.dumps(lengths))
-    sweep._check_seed(replace(recipe, out=tmp_path, seed=7))
-    with pytest.raises(InputError, match="holds other clips than seed 0 draws"):
-        sweep._check_seed(replace(recipe, out=tmp_path))
+        sweep.keep_budget(small(tmp_path, model, examples=64))
+    with pytest.raises(InputError, match=r"with model \w{12}, got \w{12}; expected the same"):
+        sweep.keep_budget(small(tmp_path, TINY))
 
 
 # --- the report ----------------------------------------------------------------------------------
@@ -306,7 +327,7 @@ def write_result(out: Path, *place: str, right: float) -> None:
     needs = {need: share(right / 2) for need in measures.NEEDS}
     found = {**share(right), "needs": needs, "tokens": 90, "cuts_f1": 1.0, "seconds": 1.5}
     facts = {
-        **{"examples": 32, "batch": 8, "clips": 2, "questions": 2, "processes": 2, "threads": 1},
+        **{"examples": 32, "batch": 8, "clips": 2, "questions": 2, "threads": 1},
         **{"machine": "x86", "torch": "2", "training_seconds": 60.0},
     }
     path = out.joinpath(*place, RESULT)
@@ -393,4 +414,4 @@ def test_list(capsys, tmp_path):
         "static_frames=True" in line and "1 of 3 done (the baseline)" in line for line in lines
     )
     assert any("static_frames=False" in line and "0 of 3 done" in line for line in lines)
-    assert any("num_segments=10" in line and "no trained model" in line for line in lines)
+    assert any("num_segments=10" in line and "0 of 3 done" in line for line in lines)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from functools import partial
 from random import Random
@@ -320,3 +321,16 @@ def test_the_whole_recipe_and_again(tmp_path):
     assert len(first) < 10 * 2**20
     card = (folder / "README.md").read_text()
     assert "seed 0, batches of 4" in card and "| stage 2: videos | 8 |" in card
+
+
+def test_heads_begin_with_the_seed_wherever_the_recipe_goes_on(model, clips, tmp_path):
+    def trained(name: str, before: int):
+        short = recipe.Recipe(tmp_path / name, labelled_pairs=2, batch=2)
+        torch.manual_seed(before)  # whatever ran in this process
+        again = copy.deepcopy(model)
+        processor = new_processor(model.config)
+        recipe.compressor_on_labels(short, "labels", again, processor, clips, print)
+        return torch.load(tmp_path / name / "fit-labels" / "weights.pt")
+
+    one, other = trained("a", 1), trained("b", 2)
+    assert "lookup.names" in one and all(torch.equal(one[name], other[name]) for name in one)
