@@ -68,6 +68,7 @@ def columns(ablation: Ablation) -> list[tuple[str, Read, int]]:
         *((f"need {need}", _right("standard", need), 2) for need in NEEDS),
         ("tokens", _measure("standard", "tokens"), 0),
         ("cuts F1", _measure("standard", "cuts_f1"), 2),
+        ("look-ups", lambda result: result["look_ups"], 2),
     ]
 
 

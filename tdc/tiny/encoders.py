@@ -184,16 +184,21 @@ class LabelledSound(nn.Module):
 
 
 class AccuracyTrainer(Trainer):
-    """A Trainer that logs the accuracy of its batches beside the loss."""
+    """A Trainer that logs the accuracy of its batches beside the loss, a running mean."""
 
-    accuracy = 0.0
+    _sum = _weight = 0.0
+
+    @property
+    def accuracy(self) -> float:
+        return self._sum / max(self._weight, 1e-9)
 
     def compute_loss(  # type: ignore[override]  # Tensor | dict there
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         outputs = model(**inputs)
         seen = float(outputs["accuracy"].mean())
-        self.accuracy += 0.02 * (seen - self.accuracy)
+        self._sum += 0.02 * (seen - self._sum)
+        self._weight += 0.02 * (1 - self._weight)  # a resumed run begins anew, but not at zero
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:

@@ -7,6 +7,7 @@ was cut off goes on from its last checkpoint. Under ``torchrun`` the processes s
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -47,6 +48,7 @@ from .language import (
 )
 
 Say = Callable[[str], None]
+ACCURACY_FILE = "accuracy.json"  # of a step on labels: a running mean of its last batches
 COMPRESSOR = replace(get_stage(2), title="the compressor on labels", sound=True)
 LANGUAGE = replace(get_stage(2), title="the language model alone", sound=True)
 LANGUAGE_AGAIN = replace(LANGUAGE, title="the language model alone, on labels as well")
@@ -216,6 +218,7 @@ def _fit(
         trainer.train(resume_from_checkpoint=last_checkpoint(output))
         say(f"{name}: accuracy {trainer.accuracy:.3f}")
         if is_first():
+            (output / ACCURACY_FILE).write_text(json.dumps(trainer.accuracy))
             torch.save(module.state_dict(), done)
         wait()
     module.load_state_dict(torch.load(done))

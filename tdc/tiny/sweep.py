@@ -38,6 +38,7 @@ from .examples import Examples
 from .features import ClipFeatures, training_clip
 from .measures import SETS, ask_long, ask_set
 from .recipe import (
+    ACCURACY_FILE,
     Recipe,
     Say,
     compressor_on_labels,
@@ -283,6 +284,7 @@ def _trained(shared: _Shared, variant: Variant, folder: Path) -> dict[str, Any]:
         shutil.rmtree(checkpoint)
     return {
         "training_seconds": seconds if whole and setting.trained_as is None else None,
+        "look_ups": json.loads((last.parent / "fit-labels" / ACCURACY_FILE).read_text()),
         "parameters": sum(p.numel() for p in model.parameters()),
         "sets": sets,
     }

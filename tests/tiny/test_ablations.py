@@ -162,6 +162,7 @@ def test_a_killed_sweep_goes_on_and_leaves_finished_variants_alone(model, tmp_pa
         json.loads((s.out / "queries/learned/seed-0" / RESULT).read_text()) for s in (whole, killed)
     )
     assert first["sets"] == cut["sets"] and list(first["sets"]) == list(measures.SETS)
+    assert 0 <= first["look_ups"] == cut["look_ups"] < 1
     assert first["training_seconds"] > 0 and cut["training_seconds"] is None
     assert first["changes"] == {"query_type": "learned"} and first["examples"] == 32
     assert first["sets"]["standard"]["questions"] == 2 and first["sets"]["standard"]["tokens"] > 20
@@ -328,7 +329,7 @@ def write_result(out: Path, *place: str, right: float) -> None:
     found = {**share(right), "needs": needs, "tokens": 90, "cuts_f1": 1.0, "seconds": 1.5}
     facts = {
         **{"examples": 32, "batch": 8, "clips": 2, "questions": 2, "threads": 1},
-        **{"machine": "x86", "torch": "2", "training_seconds": 60.0},
+        **{"machine": "x86", "torch": "2", "training_seconds": 60.0, "look_ups": 0.7},
     }
     path = out.joinpath(*place, RESULT)
     path.parent.mkdir(parents=True)
@@ -347,9 +348,11 @@ def test_table_of_what_is_there(tmp_path):
     write_result(tmp_path, *BASELINE, "seed-0", right=0.3)
     found = rows(table(ABLATIONS["tokens"], read(tmp_path)))
     assert found["tokens"][:5] == list(measures.SETS)
-    assert found["8"] == ["0.50 ± 0.10"] * 5 + ["0.25 ± 0.05"] * 4 + ["90 ± 0", "1.00 ± 0.00", "2"]
+    assert found["8"] == ["0.50 ± 0.10"] * 5 + ["0.25 ± 0.05"] * 4 + [
+        *("90 ± 0", "1.00 ± 0.00", "0.70 ± 0.00", "2")
+    ]
     assert found["4"][0] == "0.30" and found["4"][-1] == "1"  # the baseline, by another name
-    assert found["16"] == [NOT_RUN] * 11 + ["0"]
+    assert found["16"] == [NOT_RUN] * 12 + ["0"]
     assert found["best constant"][0] == "0.25"
     assert rows(table(ABLATIONS["depth"], read(tmp_path)))["2"][0] == "0.30"
 

@@ -16,6 +16,7 @@ from tdc.tiny.config import new_model, new_processor, tiny_config
 from tdc.tiny.dense import Frames, LabelledCompressor, LabelledConnector, Pairs
 from tdc.tiny.encoders import (
     PATCH_SIZES,
+    AccuracyTrainer,
     LabelledSound,
     LabelledTower,
     Pictures,
@@ -334,3 +335,13 @@ def test_heads_begin_with_the_seed_wherever_the_recipe_goes_on(model, clips, tmp
 
     one, other = trained("a", 1), trained("b", 2)
     assert "lookup.names" in one and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_accuracy_of_a_few_batches_is_their_mean():
+    trainer = AccuracyTrainer.__new__(AccuracyTrainer)
+    assert trainer.accuracy == 0.0
+    for right in (0.5, 0.7):
+        trainer.compute_loss(
+            lambda right: {"loss": 0, "accuracy": right}, {"right": torch.tensor(right)}
+        )
+    assert abs(trainer.accuracy - 0.6) < 0.01  # the later ones weigh a little more
