@@ -46,10 +46,19 @@ def mean_and_spread(values: Sequence[float | None], digits: int = 2) -> str:
     return text + (f" ± {(max(known) - min(known)) / 2:.{digits}f}" if len(known) > 1 else "")
 
 
-def _right(kind: str, need: str | None = None) -> Read:
+def _right(kind: str) -> Read:
+    return lambda result: result["sets"][kind]["right"]
+
+
+def _needing(need: str, share: str = "right") -> Read:
+    """Of all clips as long as those of the training; of long ones where there are no others."""
+
     def value(result: Result) -> float | None:
-        found = result["sets"][kind]
-        return found["right"] if need is None else found["needs"][need]["right"]
+        sets = result["sets"]
+        found = [sets[kind]["needs"][need] for kind in sets if kind != "long" or len(sets) == 1]
+        known = [part for part in found if part[share] is not None]
+        asked = sum(part["questions"] for part in known)
+        return sum(part[share] * part["questions"] for part in known) / asked if asked else None
 
     return value
 
@@ -58,17 +67,21 @@ def _measure(kind: str, name: str) -> Read:
     return lambda result: result["sets"][kind][name]
 
 
+def _look_ups(result: Result) -> float:
+    return result["look_ups"]
+
+
 def columns(ablation: Ablation) -> list[tuple[str, Read, int]]:
     """Heading, how to read it from a result, and digits."""
+    needs = [(f"need {need}", _needing(need), 2) for need in NEEDS]
     if not ablation.trains:
-        needs = [(f"need {need}", _right("long", need), 2) for need in NEEDS]
         return [("long", _right("long"), 2), *needs, ("seconds", _measure("long", "seconds"), 2)]
     return [
         *((kind, _right(kind), 2) for kind in SETS),
-        *((f"need {need}", _right("standard", need), 2) for need in NEEDS),
+        *needs,
         ("tokens", _measure("standard", "tokens"), 0),
         ("cuts F1", _measure("standard", "cuts_f1"), 2),
-        ("look-ups", lambda result: result["look_ups"], 2),
+        ("look-ups", _look_ups, 2),
     ]
 
 
@@ -96,10 +109,7 @@ def _label(setting: Setting) -> str:
 def _constants(ablation: Ablation, results: Sequence[Result]) -> list[str]:
     kinds = SETS if ablation.trains else ("long",)
     cells = [mean_and_spread([r["sets"][kind]["constant"] for r in results]) for kind in kinds]
-    needs = [
-        mean_and_spread([r["sets"][kinds[0]]["needs"][need]["constant"] for r in results])
-        for need in NEEDS
-    ]
+    needs = [mean_and_spread([_needing(need, "constant")(r) for r in results]) for need in NEEDS]
     return [*cells, *needs, *[""] * (len(columns(ablation)) - len(cells) - len(needs))]
 
 
@@ -143,10 +153,12 @@ def picture(
     kinds = SETS if ablation.trains else ("long",)
     for color, kind in zip(COLORS, kinds, strict=False):
         _curve(axis, groups, _right(kind), kind, color)
+    if ablation.trains:
+        _curve(axis, groups, _look_ups, "look-ups", "#999999")
     axis.set_xticks(range(len(settings)), [s.name for s in settings])
     axis.set_xlabel(ablation.term)
     axis.set_ylabel("right answers")
-    axis.legend(fontsize=7, loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False)
+    axis.legend(fontsize=7, loc="lower left", bbox_to_anchor=(0, 1), ncols=6, frameon=False)
     if not ablation.trains:
         clock = axis.twinx()
         _curve(clock, groups, _measure("long", "seconds"), "seconds an answer", "#999999")
