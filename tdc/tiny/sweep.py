@@ -84,12 +84,20 @@ class Sweep:
     recipe: Recipe = RECIPE
 
     def budget(self) -> dict[str, Any]:
-        """What results in one folder must have in common."""
+        """What results in one folder must have in common.
+
+        Raises:
+            InputError: no weights in the model's folder.
+        """
         weights = (self.model or TINY) / "model.safetensors"
+        try:
+            told = hashlib.sha256(weights.read_bytes()).hexdigest()[:12]
+        except OSError as error:
+            raise InputError(f"cannot read {weights}: {error.strerror}") from None
         return {
             **{name: getattr(self, name) for name in ("examples", "clips", "questions")},
             "batch": self.recipe.batch,
-            "model": hashlib.sha256(weights.read_bytes()).hexdigest()[:12],
+            "model": told,
         }
 
 

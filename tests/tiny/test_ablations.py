@@ -312,3 +312,6 @@ def test_a_folder_holds_results_of_one_length(model, tmp_path):
         sweep.keep_budget(small(tmp_path, model, examples=64))
     with pytest.raises(InputError, match=r"with model \w{12}, got \w{12}; expected the same"):
         sweep.keep_budget(small(tmp_path, TINY))
+    with pytest.raises(InputError, match=r"cannot read .*model.safetensors: No such file"):
+        sweep.keep_budget(small(tmp_path / "new", tmp_path))
+    assert not (tmp_path / "new").exists()
