@@ -283,6 +283,7 @@ def _write(path: Path, facts: dict[str, Any]) -> None:
 def _trained(shared: _Shared, variant: Variant, folder: Path) -> dict[str, Any]:
     """Train, ask about each set of clips, and throw the checkpoints away."""
     whole = not (folder / "fit-labels").exists()  # the time of a run that was cut off is not known
+    _ = shared.clips  # whose time is not a variant's
     began = time.perf_counter()
     last = _train(shared, variant, folder)
     seconds = time.perf_counter() - began
