@@ -159,11 +159,12 @@ def train_encoders(recipe: Recipe, say: Say) -> Path:
         return folder
     model = new_model(recipe.seed)
     encoder: Any = model.video_encoder
-    set_seed(recipe.seed)  # for the heads
     for number, name in enumerate(("siglip", "dinov2")):
+        set_seed(recipe.seed)  # for the head, whether or not the one before was trained just now
         labelled = LabelledTower(getattr(encoder, name))
         data = Pictures(recipe.pictures, labelled.grid, 1000 * recipe.seed + 11 + number)
         _fit(recipe, name, labelled, data, 48, say)
+    set_seed(recipe.seed)
     _fit(recipe, "beats", LabelledSound(encoder.beats), _sounds(recipe), 16, say)
     model.config.similarity_threshold = similarity_threshold(encoder.dinov2, recipe.seed, say)
     if is_first():
