@@ -54,6 +54,9 @@ BY_SOUND = ("sound_scene", "seen_while")  # from a sound to what else was there
 # From flashes to sounds, from sounds to flashes, and from one flash to others.
 EVENTS = ("seen_while", "sound_event", "next", "order_shape", "order_color")
 CHANGES = tuple(name for name, kind in KINDS.items() if "change" in kind.needs)
+# Examples of about one length that are read together: little padding, and arrays that caches hold.
+# A step on 16 of everything took 0.49 s of a core at once, 0.37, 0.33, 0.32 s by 8, 4 and 2.
+TOGETHER = 4
 _END, _, _, _QUESTION, _ANSWER = MARKS
 
 
@@ -275,26 +278,35 @@ class LanguageAlone(nn.Module):
     ) -> dict[str, Tensor]:
         embed = self.layers.embed_tokens
         rows = [torch.cat([c, embed(row)]) for c, row in zip(context, ids, strict=True)]
-        inputs = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        sizes = [len(c) for c in context]
-        lengths = (turns >= 0).sum(1) + torch.tensor(sizes)
-        mask, positions = separate(around_media(turns, lengths, inputs.shape[1]))
-        read = self.layers(
-            inputs_embeds=inputs,
-            attention_mask=mask,
-            position_ids=positions,
-            output_hidden_states=self.stories is not None,
-        )
-        hidden = zip(read.last_hidden_state, context, strict=True)
-        says = [h[len(c) - 1 :][: ids.shape[1]] for h, c in hidden]
+        lengths = (turns >= 0).sum(1) + torch.tensor([len(c) for c in context])
+        found: dict[int, tuple[Tensor, ...]] = {}
+        for some in lengths.argsort().split(TOGETHER):
+            read = self._read([rows[i] for i in some], turns[some], lengths[some])
+            found.update(zip(some.tolist(), read, strict=True))
+        layers = list(zip(*(found[i] for i in range(len(rows))), strict=True))
         answers = labels != IGNORE_INDEX
-        scores = torch.stack(says)[answers] @ embed.weight.T
+        says = zip(layers[-1], context, answers, strict=True)
+        said = torch.cat([h[len(c) - 1 + answer.nonzero()[:, 0]] for h, c, answer in says])
+        scores = said @ embed.weight.T
         targets = labels[answers]
         right = (scores.argmax(-1) == targets).float().mean()
         loss = F.cross_entropy(scores, targets)
         if self.stories is not None:
-            loss = loss + self.stories(read.hidden_states, stories)
+            loss = loss + self.stories(layers, stories)
         return {"loss": loss, "accuracy": right}
+
+    def _read(self, rows: list[Tensor], turns: Tensor, lengths: Tensor) -> list[tuple[Tensor, ...]]:
+        """Of every row, its hidden states ``[N, D]`` before the first layer and after each one."""
+        size = int(lengths.max())
+        inputs = nn.utils.rnn.pad_sequence([row[:size] for row in rows], batch_first=True)
+        mask, positions = separate(around_media(turns, lengths, size))
+        read = self.layers(
+            inputs_embeds=inputs,
+            attention_mask=mask,
+            position_ids=positions,
+            output_hidden_states=True,
+        )
+        return list(zip(*read.hidden_states, strict=True))
 
 
 class StopAfter(TrainerCallback):

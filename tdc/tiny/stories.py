@@ -53,11 +53,11 @@ class Stories(nn.Module):
             for _ in self.layers
         )
 
-    def forward(self, hidden: Sequence[Tensor], stories: Sequence[Tensor]) -> Tensor:
+    def forward(self, hidden: Sequence[Sequence[Tensor]], stories: Sequence[Tensor]) -> Tensor:
         """Mean cross-entropy of all that is told.
 
         Args:
-            hidden: ``[B, L, D]`` before the first layer and after each one.
+            hidden: before the first layer and after each one, of each example ``[L, D]``.
             stories: of each example int64 ``[N, len(STORY)]``, labels of its first N tokens.
         """
         labels = torch.cat(list(stories))

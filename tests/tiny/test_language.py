@@ -77,12 +77,12 @@ def test_the_loss_is_that_of_the_whole_model(model, processor, contexts, number,
         one = alone(**language.collate([made]))
         # Contexts are kept in fp16.
         torch.testing.assert_close(one["loss"], whole, rtol=2e-3, atol=0)
-        other = data[(number + 8) % 400]
-        both = alone(**language.collate([made, other]))["loss"]
-        rest = alone(**language.collate([other]))["loss"]
-    counts = [sum(x >= 0 for x in example["labels"]) for example in (made, other)]
-    mean = (counts[0] * one["loss"] + counts[1] * rest) / sum(counts)
-    torch.testing.assert_close(both, mean)  # padding changes nothing
+        # Padding changes nothing, nor what is read together.
+        several = [made, *(data[(number + 8 * n) % 400] for n in range(1, language.TOGETHER + 2))]
+        every = alone(**language.collate(several))["loss"]
+        losses = torch.stack([alone(**language.collate([e]))["loss"] for e in several])
+    counts = torch.tensor([sum(x >= 0 for x in example["labels"]) for example in several])
+    torch.testing.assert_close(every, (counts * losses).sum() / counts.sum())
 
 
 def test_one_thing_is_learned_after_another(contexts, processor):
