@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from random import Random
 from typing import Any
 
@@ -138,7 +137,6 @@ class Examples(Dataset):
     ) -> None:
         self.features, self.size, self.batch = features, size, batch
         self.mixture, self.sound, self.seed = mixture, sound, seed
-        self._clip = lru_cache(maxsize=4096)(features.clip)
         self._kinds = [name for name, kind in KINDS.items() if sound or "audio" not in kind.needs]
         self._often = [name for name in OFTEN if name in self._kinds]
 
@@ -157,7 +155,7 @@ class Examples(Dataset):
 
     def _pick(self, places: tuple[int, ...], rng: Random) -> tuple[int, Clip]:
         index = rng.randrange(self.features.count // PERIOD) * PERIOD + rng.choice(places)
-        return index, self._clip(index)
+        return index, self.features.clip(index)
 
     def _image(self, rng: Random, caption: bool) -> dict[str, Any]:
         index, clip = self._pick(ONE + TWO + FULL, rng)

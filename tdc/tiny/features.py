@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +60,8 @@ class ClipFeatures:
         count: int,
         recolor: bool = False,
     ) -> None:
-        self.folder, self.clip, self.count, self.recolor = Path(folder), clip, count, recolor
+        self.folder, self.count, self.recolor = Path(folder), count, recolor
+        self.clip = cache(clip)  # 4 KB each, and a millisecond to make
         self._open: dict[int, tuple[dict[str, np.ndarray], list[int]]] = {}
 
     @cached_property

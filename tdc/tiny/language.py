@@ -229,7 +229,7 @@ class Talks(Examples):
         turns = [*(turn for turn in turns if turn[0] != last.text), (last.text, last.answer)]
         context = self.contexts[index, which]
         length = len(context) if self.labelled and which < VARIANTS else 0
-        story = told(self._clip(index), length, self.config)
+        story = told(self.features.clip(index), length, self.config)
         return {"context": context, "stories": story, **self._encode(turns)}
 
     def _encode(self, turns: Sequence[tuple[str, str]]) -> dict[str, list[int]]:
