@@ -69,7 +69,7 @@ class Recipe:
     talks: int = 204_800  # examples of the language model alone
     videos: int = 9_600  # examples of stage 2
     audio_visual: int = 67_200  # examples of stage 3
-    talks_again: int = 128_000  # examples of the language model alone, in the second round
+    talks_again: int = 160_000  # examples of the language model alone, in the second round
     audio_visual_again: int = 44_800  # examples of stage 3, in the second round
     batch: int = 32  # of all processes together
     rate: float = 1.5e-3  # of the language model, and of the compressor on labels
