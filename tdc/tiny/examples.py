@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch.utils.data import Dataset
 
@@ -58,22 +58,21 @@ CAPTIONS = {"image": 0.3, "frame": 0.3, "one": 0.2, "two": 0.1, "full": 0.1}
 TELL = 0.5
 # Colors twice: no scene has one twice, so everything else can be found by color.
 STILL = ("shape", "color", "color", "count", "background", "texture", "place")
-# What the language model learns with nothing beside it, until which share of its schedule.
+# What the language model learns with nothing beside it, from which share of its schedule to which.
 LESSONS = (
-    (0.035, "look"),
-    (0.0625, "order"),
-    (0.1325, "scenes"),
-    (0.21875, "frame"),
-    (0.235, "contrast"),
-    (0.3046875, "one"),
+    (0.000, 0.036, "look"),
+    (0.036, 0.060, "order"),
+    (0.060, 0.118, "scenes"),
+    (0.118, 0.205, "frame"),
+    (0.205, 0.219, "contrast"),
+    (0.219, 0.282, "one"),
+    (0.317, 0.340, "sounds"),
+    (0.363, 0.382, "events"),
+    (0.402, 0.418, "changes"),
+    (0.500, 0.520, "sounds"),
 )
-# The same in the second round, from which share on: once it can tell behind every frame what is
-# heard, what flashed and what changed.
-LESSONS_AGAIN = (
-    (0.4464, 0.4821, "sounds"),
-    (0.4821, 0.5357, "events"),
-    (0.5357, 0.5714, "changes"),
-)
+# Those that go on among everything else.
+KEPT = ("sounds", "events", "changes")
 Mixture = Callable[[float], Mapping[str, float]]  # progress 0..1 to weights of kinds of batches
 
 
@@ -88,21 +87,12 @@ def talks(progress: float) -> Mapping[str, float]:
     What takes a search is learned where little else is asked, and both ways at once: a model that
     already found everything by color did not learn to find it by shape (docs/tiny.md).
     """
-    for end, kind in LESSONS:
-        if progress < end:
-            return {kind: 1.0}
-    return {"scenes": 0.10, **sounding(progress)}
-
-
-def talks_again(progress: float) -> Mapping[str, float]:
-    """As at the end of :func:`talks`, with more of clips of several scenes; lessons on the way, and
-    a share of them in everything afterwards."""
-    for start, end, kind in LESSONS_AGAIN:
+    for start, end, kind in LESSONS:
         if start <= progress < end:
             return {kind: 1.0}
-    learned = {kind: 0.07 for start, _, kind in LESSONS_AGAIN if start <= progress}
+    kept = {kind: 0.07 for start, _, kind in LESSONS if kind in KEPT and start <= progress}
     mixture = {"scenes": 0.05, "frame": 0.05, "contrasts": 0.2, "one": 0.15, "two": 0.15}
-    return {**mixture, "full": 0.4, **learned}
+    return {**mixture, "full": 0.4, **kept}
 
 
 def videos(progress: float) -> Mapping[str, float]:
@@ -111,6 +101,15 @@ def videos(progress: float) -> Mapping[str, float]:
 
 def sounding(progress: float) -> Mapping[str, float]:
     return {"frame": 0.10, "contrasts": 0.20, "one": 0.15, "two": 0.15, "full": 0.40}
+
+
+class Turn(NamedTuple):
+    """A question and its answer; of which scene, and of which flash of the clip, if of one."""
+
+    question: str
+    answer: str
+    scene: int | None = None
+    flash: int | None = None
 
 
 class Examples(Dataset):
@@ -165,7 +164,7 @@ class Examples(Dataset):
         image = TowerFeatures(features.siglip, features.dinov2, features.size, is_video=False)
         if caption:
             text = frame_caption(clip, frame).rpartition(" ; ")[0]
-            return _talk("image", image, [(FRAME_PROMPT, text)])
+            return _talk("image", image, [Turn(FRAME_PROMPT, text)])
         alone = only(clip, scene)
         questions = ask(alone, TURNS, kinds=STILL, salt=rng.getrandbits(32))
         return _talk("image", image, talk_turns(questions, rng))
@@ -178,7 +177,7 @@ class Examples(Dataset):
         frame = start + rng.randrange(1, clip.scenes[scene].num_frames)
         features = some_frames(self.features[index], [start, frame])
         if caption:
-            return _talk("video", features, [(FRAME_PROMPT, frame_caption(clip, frame))])
+            return _talk("video", features, [Turn(FRAME_PROMPT, frame_caption(clip, frame))])
         questions = ask_frame(clip, frame, TURNS, salt=rng.getrandbits(32))
         return _talk("video", features, talk_turns(questions, rng))
 
@@ -205,10 +204,10 @@ class Examples(Dataset):
     def _about(self, index: int, clip: Clip, caption: bool, rng: Random) -> dict[str, Any]:
         return _talk("video", self._heard(index), self.turns_about(clip, caption, rng))
 
-    def turns_about(self, clip: Clip, caption: bool, rng: Random) -> list[tuple[str, str]]:
+    def turns_about(self, clip: Clip, caption: bool, rng: Random) -> list[Turn]:
         """Questions and answers, or the one that tells the whole clip."""
         if caption:
-            return [(CLIP_PROMPT, clip_caption(clip, self.sound))]
+            return [Turn(CLIP_PROMPT, clip_caption(clip, self.sound))]
         questions = ask(clip, TURNS // 2, kinds=self._often, salt=rng.getrandbits(32))
         asked = {q.text for q in questions}  # its answer would be there to copy
         others = ask(clip, TURNS, kinds=self._kinds, salt=rng.getrandbits(32))
@@ -217,17 +216,18 @@ class Examples(Dataset):
         if rng.random() < TELL:
             scene = rng.randrange(len(clip.scenes))
             name = rng.choice(list(scene_references(clip, scene).values()))
-            told = f"what happens in {name} ?", scene_caption(clip.scenes[scene], self.sound)
-            turns[rng.randrange(len(turns))] = told
+            told = scene_caption(clip.scenes[scene], self.sound)
+            turns[rng.randrange(len(turns))] = Turn(f"what happens in {name} ?", told, scene)
         return turns
 
 
-def talk_turns(questions: Sequence[Question], rng: Random) -> list[tuple[str, str]]:
+def talk_turns(questions: Sequence[Question], rng: Random) -> list[Turn]:
     """Questions and answers; one of them with options now and then."""
-    return [
-        (q.choice, q.letter) if rng.random() < CHOICE else (q.text, q.answer)
-        for q in rng.sample(questions, len(questions))
-    ]
+    turns = []
+    for q in rng.sample(questions, len(questions)):
+        said = (q.choice, q.letter) if rng.random() < CHOICE else (q.text, q.answer)
+        turns.append(Turn(*said, q.scene, q.flash))
+    return turns
 
 
 def contrasts(clip: Clip, kinds: Sequence[str], rng: Random) -> list[Question]:
@@ -246,11 +246,11 @@ def contrasts(clip: Clip, kinds: Sequence[str], rng: Random) -> list[Question]:
     ]
 
 
-def _talk(kind: str, medium: TowerFeatures, turns: Sequence[tuple[str, str]]) -> dict[str, Any]:
+def _talk(kind: str, medium: TowerFeatures, turns: Sequence[Turn]) -> dict[str, Any]:
     said = []
-    for number, (question, answer) in enumerate(turns):
-        mark = "" if number else f"<{kind}>"
-        said += [{"from": "human", "value": mark + question}, {"from": "gpt", "value": answer}]
+    for number, turn in enumerate(turns):
+        asked = ("" if number else f"<{kind}>") + turn.question
+        said += [{"from": "human", "value": asked}, {"from": "gpt", "value": turn.answer}]
     return {kind: medium, "conversations": said}
 
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -28,20 +27,30 @@ from tdc.train.tower_features import MediaBatch, MediaEncoder
 from tdc.train.turns import PADDING, around_media, separate
 from tdc.world import FRAME_PROMPT, Clip, ask, ask_frame, frame_caption
 from tdc.world.frame_questions import FRAME_KINDS
+from tdc.world.labels import UNASKED
 from tdc.world.questions import KINDS, Question
+from tdc.world.story import story_labels
 
 from .config import MARKS
-from .examples import FULL, ONE, STILL, TWO, Examples, Mixture, contrasts, only, talk_turns, talks
+from .examples import (
+    FULL,
+    ONE,
+    STILL,
+    TWO,
+    Examples,
+    Mixture,
+    Turn,
+    contrasts,
+    only,
+    talk_turns,
+    talks,
+)
 from .features import SHARD, ClipFeatures, some_frames
 from .stories import Stories, told
 
 # Contexts of every clip, each for another question: of the whole of it, and of pairs of frames.
 VARIANTS = 2
 PAIRS = 4
-# Rate and mixture move as if there were so many times the examples: stage 2 takes over in between,
-# as what tokens hardly show cannot be learned alone.
-SCHEDULE = 2.0
-SCHEDULE_AGAIN = 1.4  # in the second round
 # Of two frames, about either. Most of the kinds take a search for an object; those about all of the
 # picture are learned in no time.
 FRAME_TURNS = 6
@@ -58,6 +67,10 @@ CHANGES = tuple(name for name, kind in KINDS.items() if "change" in kind.needs)
 # A step on 16 of everything took 0.49 s of a core at once, 0.37, 0.33, 0.32 s by 8, 4 and 2.
 TOGETHER = 4
 _END, _, _, _QUESTION, _ANSWER = MARKS
+PADDINGS = {
+    **{"ids": 0, "labels": IGNORE_INDEX, "turns": PADDING},
+    **{"scenes": UNASKED, "flashes": UNASKED},
+}
 
 
 def heard(clip: Clip, variant: int) -> Question:
@@ -80,11 +93,10 @@ class KeptContexts:
     Args:
         folder: where the shards lie, or will; each is written whole or not at all.
         clips: features of the clips.
-        sound: whether the compressor hears them.
     """
 
-    def __init__(self, folder: Path, clips: ClipFeatures, sound: bool = True) -> None:
-        self.folder, self.clips, self.sound = folder, clips, sound
+    def __init__(self, folder: Path, clips: ClipFeatures) -> None:
+        self.folder, self.clips = folder, clips
         self._open: dict[int, list[Tensor]] = {}
 
     def __getitem__(self, place: tuple[int, int]) -> Tensor:
@@ -124,8 +136,6 @@ def _contexts(
     model: TDCForConditionalGeneration, processor: TDCProcessor, kept: KeptContexts, index: int
 ) -> list[Tensor]:
     clip, features = kept.clips.clip(index), kept.clips[index]
-    if not kept.sound:
-        features = replace(features, audio=None)
     asked = [(features, [heard(clip, number) for number in range(VARIANTS)])]
     for number in range(PAIRS):
         scene, later, question = pair(clip, number)
@@ -151,11 +161,13 @@ class Talks(Examples):
         batch: int,
         seed: int,
         mixture: Mixture = talks,
-        labelled: bool = False,
     ) -> None:
         super().__init__(contexts.clips, size, batch, mixture, True, seed)
         self.contexts, self.tokenizer = contexts, processor.tokenizer
-        self.config, self.labelled = processor.config, labelled
+        self.config = processor.config
+        # 2 KB each, and a millisecond and a half to make.
+        self._story = cache(lambda index: torch.from_numpy(story_labels(self.features.clip(index))))
+        self._asked_of = cache(lambda index, number: heard(self.features.clip(index), number))
 
     def _look(self, rng: Random, caption: bool) -> dict[str, Any]:
         """Two frames, asked about the objects of the first."""
@@ -172,7 +184,7 @@ class Talks(Examples):
         number = rng.randrange(PAIRS)
         scene, later, last = pair(clip, number)
         if caption:
-            turns = [(FRAME_PROMPT, frame_caption(clip, later))]
+            turns = [Turn(FRAME_PROMPT, frame_caption(clip, later))]
         else:
             salt = rng.getrandbits(32)
             kinds = SEARCHED if rng.random() < 0.8 else None
@@ -217,56 +229,59 @@ class Talks(Examples):
     def _about(self, index: int, clip: Clip, caption: bool, rng: Random) -> dict[str, Any]:
         return self._whole(index, clip, self.turns_about(clip, caption, rng), rng)
 
-    def _whole(
-        self, index: int, clip: Clip, turns: Sequence[tuple[str, str]], rng: Random
-    ) -> dict[str, Any]:
+    def _whole(self, index: int, clip: Clip, turns: Sequence[Turn], rng: Random) -> dict[str, Any]:
         number = rng.randrange(VARIANTS)
-        return self._example(index, number, turns, heard(clip, number))
+        return self._example(index, number, turns, self._asked_of(index, number))
 
     def _example(
-        self, index: int, which: int, turns: Sequence[tuple[str, str]], last: Question
+        self, index: int, which: int, turns: Sequence[Turn], last: Question
     ) -> dict[str, Any]:
-        turns = [*(turn for turn in turns if turn[0] != last.text), (last.text, last.answer)]
+        turns = [turn for turn in turns if turn.question != last.text]
+        turns.append(Turn(last.text, last.answer, last.scene, last.flash))
         context = self.contexts[index, which]
-        length = len(context) if self.labelled and which < VARIANTS else 0
-        story = told(self.features.clip(index), length, self.config)
-        return {"context": context, "stories": story, **self._encode(turns)}
+        whole = which < VARIANTS
+        clip = self.features.clip(index)
+        story = told(clip, self._story(index), len(context) if whole else 0, self.config)
+        return {"context": context, "stories": story, **self._encode(turns, whole)}
 
-    def _encode(self, turns: Sequence[tuple[str, str]]) -> dict[str, list[int]]:
-        """What the chat template makes of them after the medium, without a rendering per turn."""
-        pieces = [x for q, a in turns for x in (f"{_QUESTION} {q} {_ANSWER}", f"{a} {_END}")]
+    def _encode(self, turns: Sequence[Turn], whole: bool) -> dict[str, list[int]]:
+        """What the chat template makes of them after the medium, without a rendering per turn;
+        ``whole``: at the end of each question stands the scene it is about, and the flash."""
+        pieces = [f"{_QUESTION} {turn.question} {_ANSWER}" for turn in turns]
+        pieces += [f"{turn.answer} {_END}" for turn in turns]
         parts = self.tokenizer(pieces, add_special_tokens=False).input_ids
-        ids = [token for part in parts for token in part]
-        talk = list(zip(*[iter(parts)] * 2, strict=True))
-        return {
-            "ids": ids,
-            "labels": [x for q, a in talk for x in [IGNORE_INDEX] * len(q) + a],
-            "turns": [n for n, (q, a) in enumerate(talk) for _ in q + a],
-        }
+        made: dict[str, list[int]] = {name: [] for name in PADDINGS}
+        for number, turn in enumerate(turns):
+            asked, said = parts[number], parts[len(turns) + number]
+            made["ids"] += asked + said
+            made["labels"] += [IGNORE_INDEX] * len(asked) + said
+            made["turns"] += [number] * len(asked + said)
+            for name, label in (("scenes", turn.scene), ("flashes", turn.flash)):
+                told = UNASKED if label is None or not whole else label
+                made[name] += [*[UNASKED] * (len(asked) - 1), told, *[UNASKED] * len(said)]
+        return made
 
 
 def collate(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """``context`` and ``stories`` of each example; ``ids``, ``labels`` and each token's ``turns``
-    int64 ``[B, T]``, padded on the right."""
-    padding = {"ids": 0, "labels": IGNORE_INDEX, "turns": PADDING}
-    rows = {name: pad_rows([e[name] for e in examples], x)[0] for name, x in padding.items()}
+    """``context`` and ``stories`` of each example; int64 ``[B, T]``, padded on the right: ``ids``,
+    ``labels``, each token's ``turns``, and at the end of each question which of the ``scenes`` and
+    ``flashes`` it is about."""
+    rows = {name: pad_rows([e[name] for e in examples], x)[0] for name, x in PADDINGS.items()}
     lists = {name: [e[name] for e in examples] for name in ("context", "stories")}
     return {**lists, **rows}
 
 
 class LanguageAlone(nn.Module):
-    """The language model without its output layer, whose weights are those of its input.
+    """The language model without its output layer, whose weights are those of its input; beside
+    answers it learns what :class:`tdc.tiny.stories.Stories` reads."""
 
-    ``labelled``: it also learns what :class:`tdc.tiny.stories.Stories` reads.
-    """
-
-    def __init__(self, model: TDCForConditionalGeneration, labelled: bool = False) -> None:
+    def __init__(self, model: TDCForConditionalGeneration) -> None:
         super().__init__()
         model.requires_grad_(False)
         self.layers = model.language_model.model.requires_grad_(True)
         self.layers.config.use_cache = False
         text = model.config.text_config
-        self.stories = Stories(text.hidden_size, text.num_hidden_layers) if labelled else None
+        self.stories = Stories(text.hidden_size, text.num_hidden_layers)
 
     def forward(
         self,
@@ -275,6 +290,8 @@ class LanguageAlone(nn.Module):
         ids: Tensor,
         labels: Tensor,
         turns: Tensor,
+        scenes: Tensor,
+        flashes: Tensor,
     ) -> dict[str, Tensor]:
         embed = self.layers.embed_tokens
         rows = [torch.cat([c, embed(row)]) for c, row in zip(context, ids, strict=True)]
@@ -290,9 +307,14 @@ class LanguageAlone(nn.Module):
         scores = said @ embed.weight.T
         targets = labels[answers]
         right = (scores.argmax(-1) == targets).float().mean()
-        loss = F.cross_entropy(scores, targets)
-        if self.stories is not None:
-            loss = loss + self.stories(layers, stories)
+        asked = (scenes != UNASKED) | (flashes != UNASKED)
+        ends = [
+            torch.cat([h[len(c) + x.nonzero()[:, 0]] for h, c, x in zip(*at, strict=True)])
+            for at in ((layer, context, asked) for layer in layers)
+        ]
+        told = self.stories(layers, stories)
+        told = told + self.stories.about(ends, scenes[asked], flashes[asked])
+        loss = F.cross_entropy(scores, targets) + told
         return {"loss": loss, "accuracy": right}
 
     def _read(self, rows: list[Tensor], turns: Tensor, lengths: Tensor) -> list[tuple[Tensor, ...]]:

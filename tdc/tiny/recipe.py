@@ -37,21 +37,12 @@ from .dense import Frames, LabelledCompressor, LabelledConnector, Pairs
 from .encoders import AccuracyTrainer, LabelledSound, LabelledTower, Pictures, Sounds
 from .examples import Examples, Mixture
 from .features import ClipFeatures, training_clip
-from .language import (
-    SCHEDULE,
-    SCHEDULE_AGAIN,
-    KeptContexts,
-    LanguageAlone,
-    StopAfter,
-    Talks,
-    collate,
-)
+from .language import KeptContexts, LanguageAlone, StopAfter, Talks, collate
 
 Say = Callable[[str], None]
 ACCURACY_FILE = "accuracy.json"  # of a step on labels: a running mean of its last batches
 COMPRESSOR = replace(get_stage(2), title="the compressor on labels", sound=True)
 LANGUAGE = replace(get_stage(2), title="the language model alone", sound=True)
-LANGUAGE_AGAIN = replace(LANGUAGE, title="the language model alone, on labels as well")
 
 
 @dataclass(frozen=True)
@@ -60,37 +51,24 @@ class Recipe:
 
     out: Path
     seed: int = 0
-    clips: int = 6000  # whose features are kept, half of them in other colors as well: 1.8 GB
+    clips: int = 10_000  # whose features are kept, half of them in other colors as well: 3 GB
     pictures: int = 160_000  # seen by each image tower
     sounds: int = 6_400  # stretches of sound
     labelled_frames: int = 32_000  # for the connector, at each of its two grids
-    labelled_pairs: int = 224_000  # of frames, for the compressor, in either round
+    labelled_pairs: int = 320_000  # of frames, for the compressor
     images: int = 16_000  # examples of stage 1
-    talks: int = 204_800  # examples of the language model alone
-    videos: int = 9_600  # examples of stage 2
-    audio_visual: int = 67_200  # examples of stage 3
-    talks_again: int = 160_000  # examples of the language model alone, in the second round
-    audio_visual_again: int = 44_800  # examples of stage 3, in the second round
+    talks: int = 320_000  # examples of the language model alone
+    schedule: int = 352_000  # for which its rate and mixture are made: it is stopped on the way
+    videos: int = 6_400  # examples of stage 2
+    audio_visual: int = 32_000  # examples of stage 3
     batch: int = 32  # of all processes together
     rate: float = 1.5e-3  # of the language model, and of the compressor on labels
+    late_rate: float = 7e-4  # of the language model in stages 2 and 3
     connector_rate: float = 2e-4  # in the stages; labels have taught it nearly everything
     compressor_rate: float = 5e-4  # in the stages; labels have taught it much
     encoder_rate: float = 3e-3  # 0.84 of the objects known where 1.5e-3 gives 0.66
-    rate_again: float = 1e-3  # in the second round
     save_steps: int = 500
     logging_steps: int = 100
-
-    @property
-    def again(self) -> Recipe:
-        """The second round, in a folder of its own."""
-        return replace(
-            self,
-            out=self.out / "again",
-            seed=self.seed + 1,
-            talks=self.talks_again,
-            audio_visual=self.audio_visual_again,
-            rate=self.rate_again,
-        )
 
 
 def run(recipe: Recipe, say: Say = print) -> Path:
@@ -102,26 +80,14 @@ def run(recipe: Recipe, say: Say = print) -> Path:
     folder = _part(recipe, say, "language", LANGUAGE, folder, clips)
     folder = start("stage2", get_stage(2), folder, recipe.videos, examples.videos)
     folder = start("stage3", get_stage(3), folder, recipe.audio_visual, examples.sounding)
-    folder = _merged(recipe, folder)
-    second = recipe.again
-    folder = _part(second, say, "compressor-labels", COMPRESSOR, folder, clips)
-    folder = _part(second, say, "language", LANGUAGE_AGAIN, folder, clips)
-    stage = (get_stage(3), folder, second.audio_visual, examples.sounding)
-    folder = _merged(second, _stage(second, clips, say, "stage3", *stage))
-    finished = recipe.out / "tiny"
-    if is_first() and not finished.exists():
-        write_finished(recipe, folder, finished)
+    merged, finished = recipe.out / "merged", recipe.out / "tiny"
+    if is_first():
+        if not merged.exists():
+            merge_adapter(folder, merged)
+        if not finished.exists():
+            write_finished(recipe, merged, finished)
     wait()
     return finished
-
-
-def _merged(recipe: Recipe, folder: Path) -> Path:
-    """The model that stage 3 left, without its adapter."""
-    merged = recipe.out / "merged"
-    if is_first() and not merged.exists():
-        merge_adapter(folder, merged)
-    wait()
-    return merged
 
 
 def align(recipe: Recipe, say: Say) -> tuple[ClipFeatures, Path]:
@@ -249,9 +215,8 @@ def _part(
     model, processor, _ = starting_model(settings, stage)
     if stage is COMPRESSOR:
         compressor_on_labels(recipe, name, model, processor, clips, say)
-    elif stage in (LANGUAGE, LANGUAGE_AGAIN):
-        again = stage is LANGUAGE_AGAIN
-        language_alone(recipe, name, model, processor, clips, say, again=again)
+    elif stage is LANGUAGE:
+        language_alone(recipe, name, model, processor, clips, say)
     else:
         set_seed(recipe.seed)  # for the head
         labelled = LabelledConnector(model)
@@ -289,21 +254,15 @@ def language_alone(
     processor: TDCProcessor,
     clips: ClipFeatures,
     say: Say,
-    sound: bool = True,
-    again: bool = False,
 ) -> None:
-    """Only the model's language model learns; ``again``: one that has been through the stages."""
-    contexts = KeptContexts(recipe.out / "contexts", clips, sound)
+    """Only the model's language model learns."""
+    contexts = KeptContexts(recipe.out / "contexts", clips)
     contexts.write(model, processor, processes(), say)
     wait()
-    size = int((SCHEDULE_AGAIN if again else SCHEDULE) * recipe.talks)
-    mixture = examples.talks_again if again else examples.talks
-    seed = 1000 * recipe.seed + 16
-    data = Talks(contexts, processor, size, recipe.batch, seed, mixture, labelled=again)
+    data = Talks(contexts, processor, recipe.schedule, recipe.batch, 1000 * recipe.seed + 16)
     stop = StopAfter(recipe.talks // recipe.batch)
     set_seed(recipe.seed)  # for the heads
-    alone = LanguageAlone(model, labelled=again)
-    _fit(recipe, name, alone, data, recipe.batch, say, recipe.rate, collate, [stop])
+    _fit(recipe, name, LanguageAlone(model), data, recipe.batch, say, recipe.rate, collate, [stop])
 
 
 # --- stages --------------------------------------------------------------------------------------
@@ -325,8 +284,10 @@ def _stage(
         return output
     # Examples of stage 2 leave out the sound of clips, but not that of frames.
     # Stage 1 has its turns in a row, as the authors' data.
-    apart = stage.number > 1
-    settings = stage_settings(recipe, start, output, True, separate_turns=apart)
+    late = stage.number > 1
+    rate = recipe.late_rate if late else recipe.rate
+    changes = {"separate_turns": late, "learning_rate": rate}
+    settings = stage_settings(recipe, start, output, True, **changes)
     model, processor, _ = starting_model(settings, stage)
     seed = 1000 * recipe.seed + 100 + len(name)
     data = Examples(clips, size, recipe.batch, mixture, stage.sound, seed)

@@ -4,7 +4,8 @@
 A question about one of several scenes tells a language model little about what is wrong on the way
 to the answer. After half of its layers, and after all but one, linear heads read at the separator
 behind every frame what that frame ends: which scene, what changed and flashed in it so far, which
-sounds were heard. The heads are thrown away.
+sounds were heard. Others read at the end of a question which scene, and which flash, it is about.
+All heads are thrown away.
 """
 
 from __future__ import annotations
@@ -18,14 +19,18 @@ from torch import Tensor, nn
 from tdc.config import TDCConfig
 from tdc.world import Clip
 from tdc.world.labels import UNASKED
-from tdc.world.story import STORY, story_labels
+from tdc.world.story import MOST_FLASHES, STORY
+from tdc.world.words import MAX_SCENES
 
 
-def told(clip: Clip, length: int, config: TDCConfig) -> Tensor:
+def told(clip: Clip, frames: Tensor, length: int, config: TDCConfig) -> Tensor:
     """int64 ``[length, len(STORY)]`` of a clip's context: the scene at every token, everything at
     the last one of each frame, else UNASKED.
 
     All of it is UNASKED where the context has another length than the true cuts give.
+
+    Args:
+        frames: what :func:`tdc.world.story.story_labels` says of the clip.
     """
     labels = torch.full((length, len(STORY)), UNASKED)
     whole = config.frame_grid * (config.frame_grid + 1) + config.audio_tokens_per_frame + 1
@@ -35,7 +40,6 @@ def told(clip: Clip, length: int, config: TDCConfig) -> Tensor:
         for time in range(scene.num_frames)
     ]
     if sum(sizes) == length:
-        frames = torch.from_numpy(story_labels(clip))
         lengths = torch.tensor(sizes)
         labels[:, 0] = frames[:, 0].repeat_interleave(lengths)
         labels[lengths.cumsum(0) - 1] = frames
@@ -48,8 +52,12 @@ class Stories(nn.Module):
     def __init__(self, width: int, num_layers: int) -> None:
         super().__init__()
         self.layers = (num_layers // 2, num_layers - 1)
-        self.read = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, sum(STORY.values())))
+        scene, *others = STORY.values()
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in self.layers)
+        self.scenes = nn.ModuleList(nn.Linear(width, scene) for _ in self.layers)
+        self.others = nn.ModuleList(nn.Linear(width, sum(others)) for _ in self.layers)
+        self.asked = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, scene + MOST_FLASHES))
             for _ in self.layers
         )
 
@@ -61,11 +69,33 @@ class Stories(nn.Module):
             stories: of each example int64 ``[N, len(STORY)]``, labels of its first N tokens.
         """
         labels = torch.cat(list(stories))
+        ends = labels[:, 1] != UNASKED  # one token in nine
+        truths = [labels[:, 0], *labels[ends, 1:].unbind(-1)]
         losses = []
-        for layer, read in zip(self.layers, self.read, strict=True):
+        for number, layer in enumerate(self.layers):
             tokens = [h[: len(s)] for h, s in zip(hidden[layer], stories, strict=True)]
-            scores = read(torch.cat(tokens)).split([*STORY.values()], -1)
-            for part, truth in zip(scores, labels.unbind(-1), strict=True):
-                errors = F.cross_entropy(part, truth, ignore_index=UNASKED, reduction="sum")
-                losses.append(errors / (truth != UNASKED).sum().clamp(1))
+            read = self.norms[number](torch.cat(tokens))
+            others = self.others[number](read[ends]).split([*STORY.values()][1:], -1)
+            scores = [self.scenes[number](read), *others]
+            losses += [_mean_error(*pair) for pair in zip(scores, truths, strict=True)]
         return torch.stack(losses).mean()
+
+    def about(self, hidden: Sequence[Tensor], scenes: Tensor, flashes: Tensor) -> Tensor:
+        """Mean cross-entropy of what questions are about.
+
+        Args:
+            hidden: before the first layer and after each one, ``[Q, D]`` of the ends of questions.
+            scenes, flashes: int64 ``[Q]``; UNASKED where there is none to tell.
+        """
+        truths = scenes, flashes.clamp(max=MOST_FLASHES - 1)
+        losses = []
+        for read, layer in zip(self.asked, self.layers, strict=True):
+            scores = read(hidden[layer]).tensor_split([MAX_SCENES], -1)
+            losses += [_mean_error(*pair) for pair in zip(scores, truths, strict=True)]
+        return torch.stack(losses).mean()
+
+
+def _mean_error(scores: Tensor, truth: Tensor) -> Tensor:
+    """0 where there is nothing to tell."""
+    errors = F.cross_entropy(scores, truth, ignore_index=UNASKED, reduction="sum")
+    return errors / (truth != UNASKED).sum().clamp(1)

@@ -56,7 +56,7 @@ SEED = 1  # of the training clips
 INITIAL = 0
 PAIRS = 10  # of frames for the compressor on labels, per example of the videos
 # 0.78 of the standard questions after 125 steps of videos, where both rates of 1e-3 led to 0.73.
-RECIPE = Recipe(Path(), rate=1.5e-3, compressor_rate=1.5e-3, save_steps=100)
+RECIPE = Recipe(Path(), clips=6000, rate=1.5e-3, compressor_rate=1.5e-3, save_steps=100)
 
 
 @dataclass(frozen=True)

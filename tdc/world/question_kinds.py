@@ -196,22 +196,30 @@ def _flash_count(clip: Clip) -> Iterator[Candidate]:
             yield Candidate(text, str(len(scene.flashes)), NUMBERS[:4], i)
 
 
-def _single_flashes(clip: Clip) -> Iterator[tuple[int, Thing]]:
-    for i, scene in enumerate(clip.scenes):
-        if len(scene.flashes) == 1:
-            yield i, scene.flashes[0]
+def _numbered_flashes(clip: Clip) -> Iterator[tuple[int, int, Thing]]:
+    """All flashes in order: their scene, their number, themselves."""
+    flashes = ((i, flash) for i, scene in enumerate(clip.scenes) for flash in scene.flashes)
+    for number, (i, flash) in enumerate(flashes):
+        yield i, number, flash
+
+
+def _single_flashes(clip: Clip) -> Iterator[tuple[int, int, Thing]]:
+    for i, number, flash in _numbered_flashes(clip):
+        if len(clip.scenes[i].flashes) == 1:
+            yield i, number, flash
 
 
 @_kind("flash_shape", "dynamic")
 def _flash_shape(clip: Clip) -> Iterator[Candidate]:
-    for i, flash in _single_flashes(clip):
-        yield Candidate("which shape flashes in {scene} ?", flash.shape, SHAPES, i)
+    for i, number, flash in _single_flashes(clip):
+        yield Candidate("which shape flashes in {scene} ?", flash.shape, SHAPES, i, number)
 
 
 @_kind("flash_color", "dynamic")
 def _flash_color(clip: Clip) -> Iterator[Candidate]:
-    for i, flash in _single_flashes(clip):
-        yield Candidate("what color is the flash in {scene} ?", flash.color, tuple(COLORS), i)
+    for i, number, flash in _single_flashes(clip):
+        text = "what color is the flash in {scene} ?"
+        yield Candidate(text, flash.color, tuple(COLORS), i, number)
 
 
 # --- changes inside a scene ----------------------------------------------------------------------
@@ -259,14 +267,14 @@ def _disappears(clip: Clip) -> Iterator[Candidate]:
 
 
 def _flashes(clip: Clip) -> list[Thing]:
-    return [flash for scene in clip.scenes for flash in scene.flashes]
+    return [flash for _, _, flash in _numbered_flashes(clip)]
 
 
 def _ends(values: Sequence[str], domain: Sequence[str], noun: str) -> Iterator[Candidate]:
     """First and last of several values."""
-    for word, k in (("first", 0), ("last", -1)):
+    for word, k in (("first", 0), ("last", len(values) - 1)):
         if len(set(values)) > 1:
-            yield Candidate(f"which {noun} flashes {word} ?", values[k], domain)
+            yield Candidate(f"which {noun} flashes {word} ?", values[k], domain, flash=k)
 
 
 @_kind("order_shape", "dynamic", "order")
@@ -283,10 +291,10 @@ def _order_color(clip: Clip) -> Iterator[Candidate]:
 def _next(clip: Clip) -> Iterator[Candidate]:
     flashes = _flashes(clip)
     looks = [f"{flash.color} {flash.shape}" for flash in flashes]
-    for look, flash in zip(looks, flashes[1:], strict=False):
+    for number, (look, flash) in enumerate(zip(looks, flashes[1:], strict=False)):
         if len(flashes) > 2 and _alone(look, looks):
             text = f"which shape flashes next after the {look} flashes ?"
-            yield Candidate(text, flash.shape, SHAPES)
+            yield Candidate(text, flash.shape, SHAPES, flash=number + 1)
 
 
 @_kind("turn", "dynamic", "order")
@@ -316,12 +324,11 @@ def _sound(clip: Clip) -> Iterator[Candidate]:
 def _sound_event(clip: Clip) -> Iterator[Candidate]:
     """Which sound goes with a flash, where the clip has several sounds."""
     looks = [(flash.color, flash.shape) for flash in _flashes(clip)]
-    for i, scene in enumerate(clip.scenes):
-        for flash in scene.flashes:
-            sound = scene.sounds[flash.first]
-            if sound is not None and looks.count((flash.color, flash.shape)) == 1:
-                text = f"which sound is heard when the {flash.color} {flash.shape} flashes ?"
-                yield Candidate(text, sound, SOUNDS, i)
+    for i, number, flash in _numbered_flashes(clip):
+        sound = clip.scenes[i].sounds[flash.first]
+        if sound is not None and looks.count((flash.color, flash.shape)) == 1:
+            text = f"which sound is heard when the {flash.color} {flash.shape} flashes ?"
+            yield Candidate(text, sound, SOUNDS, i, number)
 
 
 @_kind("seen_while", "audio", "dynamic")
@@ -329,11 +336,10 @@ def _seen_while(clip: Clip) -> Iterator[Candidate]:
     """What flashes in the only second of a sound, where other shapes flash in other seconds."""
     seconds = Counter(clip.sounds)
     shapes = {flash.shape for flash in _flashes(clip)}
-    for i, scene in enumerate(clip.scenes):
-        for flash in scene.flashes if len(shapes) > 1 else ():
-            if flash.sound is not None and seconds[flash.sound] == 1:
-                text = f"which shape flashes while the {flash.sound} is heard ?"
-                yield Candidate(text, flash.shape, SHAPES, i)
+    for i, number, flash in _numbered_flashes(clip) if len(shapes) > 1 else ():
+        if flash.sound is not None and seconds[flash.sound] == 1:
+            text = f"which shape flashes while the {flash.sound} is heard ?"
+            yield Candidate(text, flash.shape, SHAPES, i, number)
 
 
 @_kind("sound_scene", "audio")

@@ -24,6 +24,7 @@ class Question:
         options: four different answers, the right one among them at any place.
         scene: the scene it is about, from 0; None: the whole clip.
         by: how it names the scene: "number", "content" or "none".
+        flash: the flash its answer hangs on, from 0 among all of the clip; None: on no single one.
     """
 
     kind: str
@@ -33,6 +34,7 @@ class Question:
     options: tuple[str, ...]
     scene: int | None = None
     by: str = "none"
+    flash: int | None = None
 
     @property
     def letter(self) -> str:
@@ -54,6 +56,7 @@ class Candidate:
     answer: str
     domain: Sequence[str]
     scene: int | None = None
+    flash: int | None = None
 
 
 def worded(
@@ -68,7 +71,8 @@ def worded(
     others = [answer for answer in candidate.domain if answer != candidate.answer]
     options = [candidate.answer, *rng.sample(others, len(LETTERS) - 1)]
     rng.shuffle(options)
-    return Question(name, needs, text, candidate.answer, tuple(options), candidate.scene, by)
+    about = candidate.scene, by, candidate.flash
+    return Question(name, needs, text, candidate.answer, tuple(options), *about)
 
 
 def scene_references(clip: Clip, number: int) -> Mapping[str, str]:

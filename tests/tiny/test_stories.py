@@ -106,13 +106,17 @@ def read(model):
         return clip, model.build_context(encoded, ids).tokens[0]
 
 
+def frames(clip):
+    return torch.from_numpy(story_labels(clip))
+
+
 def test_stories_stand_at_the_separators(model, read):
     clip, context = read
-    labels = told(clip, len(context), model.config)
+    labels = told(clip, frames(clip), len(context), model.config)
     separators = (context == model.compressor.separator).all(-1)
     assert separators.sum() == clip.num_frames
     assert torch.equal((labels != UNASKED).all(-1), separators)
-    assert torch.equal(labels[separators], torch.from_numpy(story_labels(clip)))
+    assert torch.equal(labels[separators], frames(clip))
     # Every other token knows its scene, and nothing else is asked of it.
     assert (labels[~separators, 1:] == UNASKED).all()
     first = [int(separators.nonzero()[start - 1]) + 1 for start in clip.cuts]
@@ -123,7 +127,7 @@ def test_stories_stand_at_the_separators(model, read):
 @pytest.mark.parametrize("change", [-5, 0, 5])
 def test_a_clip_that_was_cut_elsewhere_tells_nothing(model, read, change):
     clip, context = read
-    labels = told(clip, len(context) + change, model.config)
+    labels = told(clip, frames(clip), len(context) + change, model.config)
     assert bool((labels == UNASKED).all()) == bool(change)
 
 
@@ -133,7 +137,7 @@ def test_heads_teach_the_layers_below_them_and_read_only_what_is_told(model, rea
     torch.manual_seed(0)
     stories = Stories(96, layers)
     hidden = [torch.randn(2, 200, 96, requires_grad=True) for _ in range(layers + 1)]
-    labels = told(clip, len(context), model.config)
+    labels = told(clip, frames(clip), len(context), model.config)
     loss = stories(hidden, [labels, labels[:0]])
     loss.backward()
     learning = [h.grad is not None and bool(h.grad[0].any()) for h in hidden]
@@ -149,10 +153,15 @@ def test_labels_are_learned_beside_the_answers(read):
     clip, context = read
     model = new_model(0)
     tokens = {"ids": [5, 6, 7], "labels": [-100, 6, 7], "turns": [0, 0, 0]}
-    story = told(clip, len(context), model.config)
+    tokens |= {"scenes": [2, -100, -100], "flashes": [1, -100, -100]}
+    story = told(clip, frames(clip), len(context), model.config)
     batch = collate([{"context": context.detach(), "stories": story, **tokens}])
-    plain = LanguageAlone(model)(**batch)["loss"]
-    alone = LanguageAlone(model, labelled=True)
+    alone = LanguageAlone(model)
+    nothing = torch.full((1, 3), UNASKED)
+    untold = {**batch, "stories": [story[:0]], "scenes": nothing, "flashes": nothing}
+    plain = alone(**untold)["loss"]
+    for name in ("scenes", "flashes"):  # one of four, or of seven, unlearned
+        assert alone(**{**untold, name: batch[name]})["loss"] > plain.item() + 0.4
     optimizer = torch.optim.AdamW(alone.parameters(), 3e-3)
     losses = []
     for _ in range(30):

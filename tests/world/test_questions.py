@@ -165,6 +165,21 @@ def test_answers_by_hand() -> None:
         assert answers[f"how many objects are there at the start of scene {i + 1} ?"] == count
 
 
+def test_a_question_knows_the_flash_its_answer_hangs_on(clips: list[Clip]) -> None:
+    seen = set()
+    for clip in clips:
+        flashes = [(scene, flash) for scene in clip.scenes for flash in scene.flashes]
+        for question in all_questions(clip):
+            if question.flash is not None:
+                scene, flash = flashes[question.flash]
+                told = flash.shape, flash.color, scene.sounds[flash.first]
+                assert question.answer in told
+                assert question.scene is None or clip.scenes[question.scene] is scene
+                seen.add(question.kind)
+    kinds = {"flash_shape", "flash_color", "order_shape", "order_color", "next", "sound_event"}
+    assert seen == kinds | {"seen_while"}
+
+
 def test_directions_follow_the_pixels(clips: list[Clip]) -> None:
     """The answer is the way from the first to the last place."""
     ways = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1), "nowhere": (0, 0)}
