@@ -257,8 +257,8 @@ class Talks(Examples):
             made["labels"] += [IGNORE_INDEX] * len(asked) + said
             made["turns"] += [number] * len(asked + said)
             for name, label in (("scenes", turn.scene), ("flashes", turn.flash)):
-                told = UNASKED if label is None or not whole else label
-                made[name] += [*[UNASKED] * (len(asked) - 1), told, *[UNASKED] * len(said)]
+                about = label if whole and label is not None else UNASKED
+                made[name] += [*[UNASKED] * (len(asked) - 1), about, *[UNASKED] * len(said)]
         return made
 
 
@@ -312,9 +312,8 @@ class LanguageAlone(nn.Module):
             torch.cat([h[len(c) + x.nonzero()[:, 0]] for h, c, x in zip(*at, strict=True)])
             for at in ((layer, context, asked) for layer in layers)
         ]
-        told = self.stories(layers, stories)
-        told = told + self.stories.about(ends, scenes[asked], flashes[asked])
-        loss = F.cross_entropy(scores, targets) + told
+        loss = F.cross_entropy(scores, targets) + self.stories(layers, stories)
+        loss = loss + self.stories.about(ends, scenes[asked], flashes[asked])
         return {"loss": loss, "accuracy": right}
 
     def _read(self, rows: list[Tensor], turns: Tensor, lengths: Tensor) -> list[tuple[Tensor, ...]]:
