@@ -69,10 +69,12 @@ LESSONS = (
     (0.317, 0.340, "sounds"),
     (0.363, 0.382, "events"),
     (0.402, 0.418, "changes"),
-    (0.500, 0.520, "sounds"),
+    (0.500, 0.540, "sounds"),
+    (0.700, 0.735, "events"),
+    (0.750, 0.780, "events"),
 )
-# Those that go on among everything else.
-KEPT = ("sounds", "events", "changes")
+# Those that go on among everything else, and their shares.
+KEPT = {"sounds": 0.12, "events": 0.07, "changes": 0.07}
 Mixture = Callable[[float], Mapping[str, float]]  # progress 0..1 to weights of kinds of batches
 
 
@@ -90,7 +92,7 @@ def talks(progress: float) -> Mapping[str, float]:
     for start, end, kind in LESSONS:
         if start <= progress < end:
             return {kind: 1.0}
-    kept = {kind: 0.07 for start, _, kind in LESSONS if kind in KEPT and start <= progress}
+    kept = {kind: KEPT[kind] for start, _, kind in LESSONS if kind in KEPT and start <= progress}
     mixture = {"scenes": 0.05, "frame": 0.05, "contrasts": 0.2, "one": 0.15, "two": 0.15}
     return {**mixture, "full": 0.4, **kept}
 

@@ -46,6 +46,7 @@ from .examples import (
     talks,
 )
 from .features import SHARD, ClipFeatures, some_frames
+from .looks import look_errors, word_errors
 from .stories import Stories, told
 
 # Contexts of every clip, each for another question: of the whole of it, and of pairs of frames.
@@ -66,6 +67,8 @@ CHANGES = tuple(name for name, kind in KINDS.items() if "change" in kind.needs)
 # Examples of about one length that are read together: little padding, and arrays that caches hold.
 # A step on 16 of everything took 0.49 s of a core at once, 0.37, 0.33, 0.32 s by 8, 4 and 2.
 TOGETHER = 4
+# From which shares of the schedule on attention has labels, and ends of questions repeat them.
+LOOKING, REPEATING = 0.55, 0.65
 _END, _, _, _QUESTION, _ANSWER = MARKS
 PADDINGS = {
     **{"ids": 0, "labels": IGNORE_INDEX, "turns": PADDING},
@@ -169,6 +172,9 @@ class Talks(Examples):
         self._story = cache(lambda index: torch.from_numpy(story_labels(self.features.clip(index))))
         self._asked_of = cache(lambda index, number: heard(self.features.clip(index), number))
 
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        return {**super().__getitem__(number), "progress": number / self.size}
+
     def _look(self, rng: Random, caption: bool) -> dict[str, Any]:
         """Two frames, asked about the objects of the first."""
         index, clip = self._pick(ONE + TWO + FULL, rng)
@@ -263,11 +269,11 @@ class Talks(Examples):
 
 
 def collate(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """``context`` and ``stories`` of each example; int64 ``[B, T]``, padded on the right: ``ids``,
-    ``labels``, each token's ``turns``, and at the end of each question which of the ``scenes`` and
-    ``flashes`` it is about."""
+    """``context``, ``stories`` and ``progress`` of each example; int64 ``[B, T]``, padded on the
+    right: ``ids``, ``labels``, each token's ``turns``, and at the end of each question which of the
+    ``scenes`` and ``flashes`` it is about."""
     rows = {name: pad_rows([e[name] for e in examples], x)[0] for name, x in PADDINGS.items()}
-    lists = {name: [e[name] for e in examples] for name in ("context", "stories")}
+    lists = {name: [e[name] for e in examples] for name in ("context", "stories", "progress")}
     return {**lists, **rows}
 
 
@@ -292,6 +298,7 @@ class LanguageAlone(nn.Module):
         turns: Tensor,
         scenes: Tensor,
         flashes: Tensor,
+        progress: list[float],
     ) -> dict[str, Tensor]:
         embed = self.layers.embed_tokens
         rows = [torch.cat([c, embed(row)]) for c, row in zip(context, ids, strict=True)]
@@ -314,6 +321,14 @@ class LanguageAlone(nn.Module):
         ]
         loss = F.cross_entropy(scores, targets) + self.stories(layers, stories)
         loss = loss + self.stories.about(ends, scenes[asked], flashes[asked])
+        middle = layers[self.stories.layers[0]]
+        looks = zip(middle, stories, turns, scenes, flashes, progress, strict=True)
+        errors = [look_errors(self.layers, *of) for *of, now in looks if now >= LOOKING]
+        texts = (h[len(c) :] for h, c in zip(middle, context, strict=True))
+        asking = (labels == IGNORE_INDEX) & (turns >= 0)
+        words = zip(texts, ids, turns, asking, progress, strict=True)
+        repeats = [word_errors(embed.weight, *of) for *of, now in words if now >= REPEATING]
+        loss = loss + _mean(errors) + _mean(repeats)
         return {"loss": loss, "accuracy": right}
 
     def _read(self, rows: list[Tensor], turns: Tensor, lengths: Tensor) -> list[tuple[Tensor, ...]]:
@@ -328,6 +343,12 @@ class LanguageAlone(nn.Module):
             output_hidden_states=True,
         )
         return list(zip(*read.hidden_states, strict=True))
+
+
+def _mean(errors: list[Tensor]) -> Tensor | int:
+    """Of all; 0 of none."""
+    joined = torch.cat(errors) if errors else torch.empty(0)
+    return joined.mean() if len(joined) else 0
 
 
 class StopAfter(TrainerCallback):

@@ -57,10 +57,10 @@ class Recipe:
     labelled_frames: int = 32_000  # for the connector, at each of its two grids
     labelled_pairs: int = 320_000  # of frames, for the compressor
     images: int = 16_000  # examples of stage 1
-    talks: int = 320_000  # examples of the language model alone
-    schedule: int = 352_000  # for which its rate and mixture are made: it is stopped on the way
-    videos: int = 6_400  # examples of stage 2
-    audio_visual: int = 32_000  # examples of stage 3
+    talks: int = 272_000  # examples of the language model alone
+    schedule: int = 320_000  # for which its rate and mixture are made: it is stopped on the way
+    videos: int = 2_560  # examples of stage 2
+    audio_visual: int = 14_400  # examples of stage 3
     batch: int = 32  # of all processes together
     rate: float = 1.5e-3  # of the language model, and of the compressor on labels
     late_rate: float = 7e-4  # of the language model in stages 2 and 3

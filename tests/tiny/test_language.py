@@ -57,10 +57,10 @@ def as_trained_on(contexts, processor, index, which, turns):
 
 
 def answers_alone(example):
-    """Without what a clip has told by each frame, and what a question is about."""
+    """Without what a clip has told by each frame, what a question is about, and its words."""
     nothing = [UNASKED] * len(example["ids"])
     untold = {"stories": example["stories"][:0], "scenes": nothing, "flashes": nothing}
-    return {**example, **untold}
+    return {**example, **untold, "progress": 0.0}
 
 
 @pytest.mark.parametrize("number", [0, 9, 200, 399])
@@ -157,6 +157,20 @@ def test_the_end_of_a_question_tells_what_it_is_about(contexts, processor):
             if "flashes first" in question:
                 assert flash == 0 and scene == UNASKED
     assert min(told.values()) > 5 and len(told) == 6
+
+
+def test_late_examples_tell_attention_where_to_look_and_repeat_questions(contexts, processor):
+    data = language.Talks(contexts, processor, 400, 8, 5, examples.sounding)
+    alone = language.LanguageAlone(new_model(0).eval())
+    assert data[239]["progress"] == 239 / 400
+    example = next(e for e in map(data.__getitem__, range(400)) if len(e["stories"]))
+    losses = []
+    for progress in (0.0, language.LOOKING, language.REPEATING):
+        with torch.no_grad():
+            found = alone(**language.collate([{**example, "progress": progress}]))
+        losses.append(found["loss"].item())
+    # Untaught, most of its attention is elsewhere, and it knows none of the words.
+    assert losses[1] > losses[0] + 0.3 and losses[2] > losses[1] + 2
 
 
 def test_contrasts_are_told_apart_by_the_scene_alone():

@@ -155,7 +155,8 @@ def test_labels_are_learned_beside_the_answers(read):
     tokens = {"ids": [5, 6, 7], "labels": [-100, 6, 7], "turns": [0, 0, 0]}
     tokens |= {"scenes": [2, -100, -100], "flashes": [1, -100, -100]}
     story = told(clip, frames(clip), len(context), model.config)
-    batch = collate([{"context": context.detach(), "stories": story, **tokens}])
+    tokens |= {"context": context.detach(), "stories": story, "progress": 0.0}
+    batch = collate([tokens])
     alone = LanguageAlone(model)
     nothing = torch.full((1, 3), UNASKED)
     untold = {**batch, "stories": [story[:0]], "scenes": nothing, "flashes": nothing}
