@@ -45,13 +45,12 @@ of that world and nothing else: what it says about any other video means nothing
 | stage 1: pictures | {images:,} |
 | the connector on labels again, at the 16 tokens of a video frame, frames | {labelled_frames:,} |
 | the compressor on labels of every place, pairs of frames | {labelled_pairs:,} |
-| the language model alone, on kept contexts of clips and labels of what they tell | {talks:,} |
+| the language model alone, on kept contexts of clips, with labels of what they tell | {talks:,} |
 | stage 2: videos | {videos:,} |
 | stage 3: videos with sound, LoRA on the language model, merged | {audio_visual:,} |
 
 - **Made with** torch {torch}, transformers {transformers}.
-- **What it gets right**, kind by kind, how it was measured, and where the way of the weights in the
-  package was another: `docs/tiny.md` of TDC Kernels.
+- **What it gets right**, kind by kind, and how it was measured: `docs/tiny.md` of TDC Kernels.
 
 ```python
 from tdc.loading import load_model
