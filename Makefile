@@ -7,7 +7,7 @@
 #   make bench-gpu OUT=dir    all that a CUDA device has to say, in eight minutes; WHEELS=folder
 #   make bench-compare BASE=<revision>   the ops there and here, in turns
 #   make bench-compressor | bench-memory | bench-accelerate | bench-plots   see docs/benchmarks.md
-#   make train-tiny [OUT=dir] the tiny TDC from its seed, on WORKERS processes (two to three hours)
+#   make train-tiny [OUT=dir] the tiny TDC from its seed, on WORKERS processes (up to three hours)
 #   make clean                remove what was built, .venv included
 # TORCH_INDEX_URL=<index of CPU wheels> avoids the CUDA build of PyTorch, which is several gigabytes.
 
