@@ -4,7 +4,8 @@
 A search is the hardest thing to learn from answers alone, and labels of what a question is about
 say what is found, not where. The first layer that can search in what frames have told is the one
 after the layers at whose end linear heads read it (:mod:`tdc.tiny.stories`): at the end of a
-question one of its heads is told which of the context's tokens to attend to.
+question one of its heads is told which of the context's tokens to attend to. It cannot ask there
+for what the question's words have not brought along, so these are read at the same place.
 """
 
 from __future__ import annotations
@@ -63,12 +64,10 @@ def look_errors(
         for linear in (attention.q_proj, attention.k_proj)
     )
     queries, keys = apply_rotary_pos_emb(queries, keys, *model.rotary_emb(x, positions))
-    keys = keys.repeat_interleave(queries.shape[1] // keys.shape[1], 1)
     ends = len(story) + asked
-    scores = queries[0][:, ends] @ keys[0].mT * attention.scaling
+    scores = queries[0, 0, ends] @ keys[0, 0].T * attention.scaling
     logs = scores.masked_fill(~seen[0, 0, ends], -torch.inf).log_softmax(-1)
-    found = logs[..., : len(story)].masked_fill(~there, -torch.inf).logsumexp(-1)
-    return -found[0]
+    return -logs[:, : len(story)].masked_fill(~there, -torch.inf).logsumexp(-1)
 
 
 def word_errors(
@@ -82,8 +81,8 @@ def word_errors(
         hidden: ``[T, D]`` of the text's tokens, after half of the layers.
         ids, turns: int64 ``[T]``; ``asking``: bool, True at the tokens of questions.
     """
-    places = asking.nonzero()[:, 0]
-    turn = turns[places]
-    ends = places.new_zeros(int(turn.max()) + 1).scatter_reduce(0, turn, places, "amax")
+    asked = asking.nonzero()[:, 0]
+    turn = turns[asked]
+    ends = asked.new_zeros(int(turn.max()) + 1).scatter_reduce(0, turn, asked, "amax")
     read = F.rms_norm(hidden[ends], hidden.shape[-1:]) @ embedding.T
-    return -read.log_softmax(-1)[turn, ids[places]]
+    return -read.log_softmax(-1)[turn, ids[asked]]
