@@ -52,7 +52,7 @@ format: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	@$(PY) -m bench $(ARGS)
-	@$(PY) -m bench.plots && $(PY) -m bench.table >/dev/null
+	@$(PY) -m bench.report.plots && $(PY) -m bench.report.table >/dev/null
 
 # Without .venv where there is none: a borrowed machine comes with its own PyTorch.
 bench-gpu:
@@ -66,17 +66,17 @@ bench-compressor bench-memory bench-accelerate: bench-%: $(VENV)/.installed-dev
 	@$(PY) -m bench.$* $(ARGS)
 
 bench-plots: $(VENV)/.installed-dev
-	@$(PY) -m bench.plots && $(PY) -m bench.table
+	@$(PY) -m bench.report.plots && $(PY) -m bench.report.table
 
 # Processes of one thread each: two are faster than one with two threads.
 train-tiny: $(VENV)/.installed-dev
-	@OMP_NUM_THREADS=1 $(VENV)/bin/torchrun --nproc-per-node $(WORKERS) -m tdc.tiny \
-	  --out "$(if $(strip $(OUT)),$(OUT),tiny)" $(ARGS)
+	@OMP_NUM_THREADS=1 $(VENV)/bin/torchrun --nproc-per-node $(WORKERS) -m tiny.recipe \
+	  --out "$(if $(strip $(OUT)),$(OUT),tiny-run)" $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	rm -f tdc_kernels/*.so
-	find bench tdc tdc_kernels tests -name __pycache__ -prune -exec rm -rf {} +
+	find bench tdc tdc_kernels tests tiny -name __pycache__ -prune -exec rm -rf {} +
 
 # PyTorch comes first and alone: the native library is compiled against the copy that is installed.
 $(VENV)/.installed-torch: constraints.txt

@@ -20,10 +20,13 @@ from typing import Any
 import pytest
 import torch
 
-from bench import ceilings, harness, providers, results, timers
-from bench.cases import Benchmark, Case
-from bench.harness import Timing
-from bench.timers import Sampler
+from bench import providers
+from bench.benchmark import Benchmark, Case
+from bench.report import results
+from bench.timing import ceilings, timers
+from bench.timing import turns as harness
+from bench.timing.timers import Sampler
+from bench.timing.turns import Timing
 from tdc_kernels import registry
 
 BENCH = Path(__file__).parent
@@ -157,7 +160,7 @@ def show(
 
 def benchmarks() -> list[str]:
     """The ops that have a benchmark."""
-    return [op for op in registry.ops() if (BENCH / f"{op}.py").exists()]
+    return [op for op in registry.ops() if (BENCH / "ops" / f"{op}.py").exists()]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -176,7 +179,7 @@ def main(argv: list[str] | None = None) -> int:
     if wrong is not None:
         parser.exit(2, f"{parser.prog}: {wrong}\n")
     torch.set_num_threads(args.threads)
-    files = [str(BENCH / f"{op}.py") for op in args.ops or benchmarks()]
+    files = [str(BENCH / "ops" / f"{op}.py") for op in args.ops or benchmarks()]
     run = Run(args, args.out / f"{harness.results_name(args.device)}.csv")
     options = ["-v", "-k", args.k, "--no-header", "-p", "no:cacheprovider", "--tb=short"]
     options += ["-W", "ignore::DeprecationWarning"]  # torch's own, while it compiles

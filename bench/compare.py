@@ -26,8 +26,10 @@ from typing import Any
 
 import torch
 
-from bench import ceilings, harness, providers, timers
-from bench.cases import Benchmark
+from bench import providers
+from bench.benchmark import Benchmark
+from bench.timing import ceilings, timers
+from bench.timing import turns as harness
 
 ROOT = Path(__file__).parent.parent
 ROUNDS = 5
@@ -66,7 +68,7 @@ def work(device: str, threads: int, tiny: bool) -> None:
 def _prepare(
     op: str, name: str, device: str, tiny: bool, rates: providers.Rates
 ) -> dict[str, timers.Sampler]:
-    benchmark: Benchmark = importlib.import_module(f"bench.{op}").BENCHMARK
+    benchmark: Benchmark = importlib.import_module(f"bench.ops.{op}").BENCHMARK
     case = next(case for case in benchmark.cases if str(case) == name)
     case = case.tiny() if tiny else case
     torch.set_grad_enabled(case.backward)
@@ -223,7 +225,7 @@ def main(argv: list[str] | None = None) -> int:
 def _benchmarks(ops: list[str] | None) -> Mapping[str, Benchmark]:
     from bench.__main__ import benchmarks
 
-    return {op: importlib.import_module(f"bench.{op}").BENCHMARK for op in ops or benchmarks()}
+    return {op: importlib.import_module(f"bench.ops.{op}").BENCHMARK for op in ops or benchmarks()}
 
 
 def _table(

@@ -2,7 +2,7 @@
 """The ops' cases one by one, the most wanted first, each written as soon as it is measured.
 
 ``python -m bench`` measures an op whole or not at all, for results that are kept; this is for a
-borrowed machine whose time may run out in between (``bench/gpu.py``). It writes the same rows, into
+borrowed machine whose time may run out in between (``bench/gpu``). It writes the same rows, into
 ``<out>/<device>.csv``, the ceilings beside them, and what was not reached into ``ops.json``.
 """
 
@@ -19,11 +19,15 @@ from typing import Any
 
 import torch
 
-from bench import ceilings, harness, providers, results, sanitize, timers
-from bench.cases import Benchmark, Case
-from bench.ceilings import Ceilings
-from bench.harness import Timing
-from bench.results import Row
+from bench import providers
+from bench.benchmark import Benchmark, Case
+from bench.gpu import sanitize
+from bench.report import results
+from bench.report.results import Row
+from bench.timing import ceilings, timers
+from bench.timing import turns as harness
+from bench.timing.ceilings import Ceilings
+from bench.timing.turns import Timing
 
 AUTOTUNED = "compile-max-autotune"
 ORDER = (  # of the ops with the most ambitious targets

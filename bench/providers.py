@@ -14,9 +14,9 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from bench import timers
-from bench.cases import Benchmark, Case
+from bench.benchmark import Benchmark, Case
 from bench.peers import sdpa_backends
+from bench.timing import timers
 from tdc_kernels import registry
 
 MEMORY = 12e9  # bytes on the CPU; on a GPU four fifths of what is free

@@ -68,7 +68,7 @@ class TDCConfig(PreTrainedConfig):
     siglip_config: Any = None  # SiglipVisionConfig; None: no SigLIP tower
     dinov2_config: Any = None  # Dinov2Config; None: no DINOv2 tower
     qformer_config: Any = None  # BertConfig: width, layers, heads, vocabulary of the Q-Former
-    audio_config: dict | None = None  # fields of tdc.beats.BEATsConfig; None: no sound
+    audio_config: dict | None = None  # fields of tdc.encoder.beats.BEATsConfig; None: no sound
 
     # --- towers and connector --------------------------------------------------------------------
     siglip_hidden_size: int = 1152  # C_0; taken from siglip_config where that is given

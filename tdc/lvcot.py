@@ -9,19 +9,20 @@ and overview share its features, and all segments run as one batch.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import torch
 
-from .budget import frame_budget
-from .features import VideoFeatures
+from .answer import ask, chat_prompt
+from .encoder.features import VideoFeatures
+from .media.clock import clock
+from .media.video import probe
 from .model import MEDIA_INPUTS, TDCForConditionalGeneration
-from .processor import TDCProcessor
-from .times import clock
-from .video import probe
+from .processor.budget import frame_budget
+from .processor.processor import TDCProcessor
 
 
 @dataclass(frozen=True)
@@ -128,29 +129,6 @@ def answer_long_video(
     return LongVideoAnswer(answer, thoughts)
 
 
-def ask(
-    model: TDCForConditionalGeneration,
-    processor: TDCProcessor,
-    features: VideoFeatures,
-    texts: Sequence[str],
-    questions: Sequence[str] | None = None,
-    **generate: Any,
-) -> list[str]:
-    """Answers about encoded videos: one text per video of ``features``.
-
-    Args:
-        features: what ``model.encode_video`` returned; reused as it is, for any number of calls.
-        texts: what the language model is asked.
-        questions: what the compressor reads beside the frames; default: the texts.
-        generate: options of ``model.generate``.
-    """
-    prompts = [_chat(processor, text) for text in texts]
-    inputs = processor.encode_prompts(prompts, list(questions or texts))
-    inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
-    ids = model.generate(**inputs, features=features, **generate)
-    return [a.strip() for a in processor.batch_decode(ids, skip_special_tokens=True)]
-
-
 def _segment_answers(
     model: TDCForConditionalGeneration,
     processor: TDCProcessor,
@@ -192,15 +170,8 @@ def _clock(seconds: float) -> str:
     return clock(seconds, tenths=False)
 
 
-def _chat(processor: TDCProcessor, text: str) -> str:
-    content = [{"type": "video"}, {"type": "text", "text": text}]
-    return processor.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True
-    )
-
-
 def _prompt_length(processor: TDCProcessor, text: str) -> int:
-    return len(processor.prompt_ids(_chat(processor, text)))
+    return len(processor.prompt_ids(chat_prompt(processor, text)))
 
 
 def _frames_per_segment(processor: TDCProcessor, prompts: Prompts, question: str) -> int:

@@ -16,21 +16,28 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    GenerationMixin,
+    PreTrainedModel,
+)
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from tdc_kernels import ContextPlan, plan_context
 
-from .adaptive import context_lengths
-from .assembly import Prompt, assemble, media_counts, text_token_counts
-from .beats import GatedAttention
-from .budget import context_room
-from .compressor import Compressor
+from .compressor.allocation import context_lengths
+from .compressor.compressor import Compressor
 from .config import TDCConfig
-from .connector import SVAConnector, WindowKeysValues
-from .encode import VideoEncoder
-from .features import VideoFeatures
-from .stages import stage
+from .encoder.beats import GatedAttention
+from .encoder.connector import SVAConnector, WindowKeysValues
+from .encoder.features import VideoFeatures
+from .encoder.video_encoder import VideoEncoder
+from .processor.budget import context_room
+from .profiling import stage
+from .prompt import Prompt, assemble, media_counts, text_token_counts
 
 
 @dataclass(frozen=True)
@@ -112,7 +119,7 @@ class TDCForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Args:
             keep_dinov2: keep the DINOv2 tokens, so that the features can be split or sampled again
                 (LVCoT): ``F * 576 * C`` values more.
-            media: the processor's media inputs, see :meth:`tdc.encode.VideoEncoder.forward`.
+            media: the processor's media inputs, see :meth:`VideoEncoder.forward`.
 
         Returns:
             Features for any number of :meth:`build_context` calls. Unless gradients are wanted,
@@ -324,3 +331,8 @@ def _share_room(
             prompts += [row] * videos
             rooms += [max(1, room)] * videos
     return prompts, rooms
+
+
+AutoConfig.register("tdc", TDCConfig, exist_ok=True)
+for auto_class in (AutoModelForImageTextToText, AutoModelForMultimodalLM):
+    auto_class.register(TDCConfig, TDCForConditionalGeneration, exist_ok=True)

@@ -1,21 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A video through the question-independent half of the model, with progress bars."""
+"""A video through the question-independent half of the model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from tdc.commands._terminal import Update, activity, clean, progress
-from tdc.features import VideoFeatures
-from tdc.loading import Loaded, load_model
-from tdc.model import MEDIA_INPUTS
-from tdc.processor import TDCProcessor
-from tdc.video import probe
+from .answer import chat_prompt
+from .checkpoints.load import Loaded
+from .encoder.features import VideoFeatures
+from .media.video import probe
+from .model import MEDIA_INPUTS
+
+Update = Callable[[int, int], None]
+Progress = Callable[[str], AbstractContextManager[Update]]
+
+
+def no_progress(what: str) -> AbstractContextManager[Update]:
+    return nullcontext(lambda done, total: None)
 
 
 @dataclass(frozen=True)
@@ -27,14 +33,12 @@ class Encoded:
     duration: float  # seconds, the whole video
 
 
-def load(arguments: Any) -> Loaded:
-    """The model that ``--model``, ``--device`` and ``--dtype`` ask for."""
-    with activity("loading the model"):
-        return load_model(arguments.model, arguments.device, arguments.dtype)
-
-
 def encode_video(
-    loaded: Loaded, video: str, question: str = "", audio: str | None = None
+    loaded: Loaded,
+    video: str,
+    question: str = "",
+    audio: str | None = None,
+    progress: Progress = no_progress,
 ) -> Encoded:
     """Decode and encode a video file on as many frames as leave room for ``question``."""
     model, processor = loaded.model, loaded.processor
@@ -58,13 +62,6 @@ def encode_video(
     return Encoded(features, inputs, max(probe(video).duration, features.times[-1]))
 
 
-def chat_prompt(processor: TDCProcessor, question: str) -> str:
-    content = [{"type": "video"}, {"type": "text", "text": question}]
-    return processor.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True
-    )
-
-
 @contextmanager
 def watch_towers(model: Any, num_frames: int, update: Update) -> Iterator[None]:
     """Report frames as they leave the towers; a frame through one of two is half done."""
@@ -84,17 +81,3 @@ def watch_towers(model: Any, num_frames: int, update: Update) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def generation_options(arguments: Any) -> dict[str, Any]:
-    """Options of ``model.generate`` for ``--max-new-tokens``, ``--temperature``, ``--seed``."""
-    options: dict[str, Any] = {"max_new_tokens": arguments.max_new_tokens, "do_sample": False}
-    if arguments.temperature > 0:
-        torch.manual_seed(arguments.seed)
-        options |= {"do_sample": True, "temperature": arguments.temperature}
-    return options
-
-
-def one_line(text: str) -> str:
-    """Text of a model for a table or a list: no control characters, no line breaks."""
-    return " ".join(clean(text).split())

@@ -12,7 +12,7 @@ from tdc_kernels.plan import ContextPlan, context_length, plan_context
 from tdc_kernels.reduce import reduce_frames
 from tdc_kernels.registry import backends, use_backend
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Acceleration",

@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import os
 import random
+from typing import Any
 
 import hypothesis
 import pytest
@@ -72,3 +73,18 @@ def _poison_empty(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch, name, poisoned(getattr(torch, name)))
     for name in ("new_empty", "new_empty_strided"):
         monkeypatch.setattr(torch.Tensor, name, poisoned(getattr(torch.Tensor, name)))
+
+
+@pytest.fixture(scope="session")
+def model() -> Any:
+    """A toy model (tests/helpers/toy.py) for all tests that do not change it."""
+    import toy
+
+    return toy.toy_model()
+
+
+@pytest.fixture(scope="session")
+def processor() -> Any:
+    import toy
+
+    return toy.toy_processor()

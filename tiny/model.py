@@ -9,8 +9,9 @@ from transformers import BertTokenizer, PreTrainedTokenizerFast
 
 from tdc.config import TDCConfig
 from tdc.model import TDCForConditionalGeneration
-from tdc.processor import TDCProcessor
-from tdc.world import vocabulary
+from tdc.processor.processor import TDCProcessor
+
+from .world import vocabulary
 
 SIDE = 64  # pixels of a frame's side, for both towers
 MARKS = ("<|end|>", "<|pad|>", "<|unknown|>", "<|question|>", "<|answer|>")

@@ -27,8 +27,10 @@ from pathlib import Path
 
 import torch
 
-from bench import gpu_steps, gpu_summary, harness
-from bench.gpu_steps import Machine, Outcome, Step
+from bench.gpu import steps as gpu_steps
+from bench.gpu import summary as gpu_summary
+from bench.gpu.steps import Machine, Outcome, Step
+from bench.timing import turns as harness
 
 BUDGET_S = 480.0  # commands on a borrowed machine end after ten minutes
 INSTALL_S = 60.0

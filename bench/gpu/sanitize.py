@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every op of one backend, forward and gradient, at small sizes: what compute-sanitizer watches.
 
-``compute-sanitizer --tool racecheck python -m bench.sanitize`` slows kernels down a hundred times,
-so frames are few and narrow: one video and a ragged batch, an even width and an odd one, which no
-vector load fits. Whatever comes out must be finite.
+``compute-sanitizer --tool racecheck python -m bench.gpu.sanitize`` slows kernels down a hundred
+times, so frames are few and narrow: one video and a ragged batch, an even width and an odd one,
+which no vector load fits. Whatever comes out must be finite.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from bench.cases import Benchmark, Case
+from bench.benchmark import Benchmark, Case
 from tdc_kernels import registry
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -27,8 +27,8 @@ NAMES = ("paper", "ragged", "blip2")
 
 
 def benchmarks() -> list[Benchmark]:
-    names = [op for op in registry.ops() if importlib.util.find_spec(f"bench.{op}")]
-    return [importlib.import_module(f"bench.{name}").BENCHMARK for name in names]
+    names = [op for op in registry.ops() if importlib.util.find_spec(f"bench.ops.{op}")]
+    return [importlib.import_module(f"bench.ops.{name}").BENCHMARK for name in names]
 
 
 def cases(benchmark: Benchmark) -> Iterator[Case]:
@@ -68,7 +68,7 @@ def run(benchmark: Benchmark, case: Case, device: str, backend: str) -> str | No
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, prog="python -m bench.sanitize")
+    parser = argparse.ArgumentParser(description=__doc__, prog="python -m bench.gpu.sanitize")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--backend", choices=registry.BACKENDS, default="cuda")

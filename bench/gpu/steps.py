@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CUDA_FOLDERS = ("/usr/local/cuda",)  # where toolkits are that are not on PATH
 RUN_OUT = "out of time"
 SECONDS, MARGIN_S = "{seconds}", 15.0  # in a command: what its step may take, less the margin
@@ -134,13 +134,13 @@ def compressor(machine: Machine, out: Path) -> Step:
         args += ["--frames", "28", "--audio-tokens", "0", "--rounds", "1", "--dry-run"]
     else:
         args += ["--dtype", "bfloat16", "--rounds", "5"]
-    return Step("compressor", (python("bench.compressor", *args),), 100, 30)
+    return Step("compressor", (python("bench.model.compressor", *args),), 100, 30)
 
 
 def pipeline(machine: Machine, out: Path, llm: str) -> Step:
     scale = "tiny" if machine.tiny else "paper"
     args = ["--scale", scale, "--llm", llm, "--device", machine.device, "--out", str(out)]
-    return Step(f"pipeline, {llm}", (python("bench.pipeline", *args),), 170, 40)
+    return Step(f"pipeline, {llm}", (python("bench.model.pipeline", *args),), 170, 40)
 
 
 def tests(machine: Machine) -> Step:
@@ -156,7 +156,10 @@ def tests(machine: Machine) -> Step:
 def gpu_tests() -> list[Path]:
     """Files of tests that have something to do on a GPU, relative to the repository."""
     marks = ("@pytest.mark.gpu", "@targets(")
-    found = [*(ROOT / "tests" / "ops").glob("test_*.py"), *(ROOT / "tests" / "model").glob("*.py")]
+    found = [
+        *(ROOT / "tests" / "ops").glob("test_*.py"),
+        *(ROOT / "tests" / "compressor").glob("*.py"),
+    ]
     return sorted(f.relative_to(ROOT) for f in found if any(m in f.read_text() for m in marks))
 
 
@@ -167,7 +170,7 @@ def sanitizer(machine: Machine) -> Step:
     why_not = None if Path(tool).exists() else "no compute-sanitizer on PATH"
     if machine.device != "cuda":
         why_not = "no CUDA device"
-    watched = python("bench.sanitize")
+    watched = python("bench.gpu.sanitize")
     # Without PyTorch's cache every tensor is an allocation of its own, whose end is known.
     common = ("env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1", tool, "--error-exitcode", "9")
     commands = (
@@ -180,7 +183,7 @@ def sanitizer(machine: Machine) -> Step:
 def plots(out: Path) -> Step:
     args = ("--results", str(out), "--out", str(out / "plots"))
     why_not = missing("matplotlib", "PIL")
-    return Step("plots", (python("bench.plots", *args),), 60, 10, why_not)
+    return Step("plots", (python("bench.report.plots", *args),), 60, 10, why_not)
 
 
 def missing(*modules: str) -> str | None:

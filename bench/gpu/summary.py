@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import gpu_ops, harness, results, table
-from bench.gpu_steps import Outcome
-from bench.results import Row
+from bench import gpu_ops
+from bench.gpu.steps import Outcome
+from bench.report import results, table
+from bench.report.results import Row
+from bench.timing import turns as harness
 
 NOTHING = "not measured"
 EVERY = "kernels.md"  # all cases; the summary has those of the paper's size

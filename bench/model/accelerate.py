@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """``tdc_kernels.accelerate`` on InstructBLIP-Video's Q-Former, full size, random weights.
 
-``python -m bench.accelerate`` times the untouched module and the accelerated one in turns, forward,
-and forward and backward, after comparing their outputs, and writes the results file.
+``python -m bench.model.accelerate`` times the untouched module and the accelerated one in turns,
+forward, and forward and backward, after comparing their outputs, and writes the results file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import InstructBlipVideoQFormerConfig, InstructBlipVideoQFormerModel
 
 import tdc_kernels
-from bench import harness
+from bench.timing import turns as harness
 
 TOLERANCE = {
     torch.float32: 1e-4,
@@ -77,7 +77,7 @@ def measure(frames: int, dtype: torch.dtype, backward: bool, rounds: int) -> dic
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, prog="python -m bench.accelerate")
+    parser = argparse.ArgumentParser(description=__doc__, prog="python -m bench.model.accelerate")
     parser.add_argument("--rounds", type=int, default=7, help="timed rounds (default: 7)")
     parser.add_argument("--threads", type=int, default=2, help="torch threads (default: 2)")
     parser.add_argument("--dry-run", action="store_true", help="do not write the results file")

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The temporal context compressor against the authors' way of running it.
 
-``python -m bench.compressor`` runs at the paper's width on the same weights and inputs, checks that
-boundaries are identical and context tokens equal, times everybody in turns and writes the results
-file. Parts: ``whole`` (against the authors' loop and against the batched plain code under
-torch.compile), ``savings`` (each of ours switched the other way) and ``questions`` (the next
+``python -m bench.model.compressor`` runs at the paper's width on the same weights and inputs,
+checks that boundaries are identical and context tokens equal, times everybody in turns and writes
+the results file. Parts: ``whole`` (against the authors' loop and against the batched plain code
+under torch.compile), ``savings`` (each of ours switched the other way) and ``questions`` (the next
 question about the same video), which start from the features of towers and connector: a ratio from
 here is one of this stage, not of a whole answer. A fourth, ``connector``, is the layer before.
 """
@@ -23,16 +23,16 @@ import torch
 from torch import Tensor
 from transformers import BertConfig
 
-from bench import harness
 from bench.peers import batched_compressor, release_compressor
-from tdc.compressor import Compressor
+from bench.timing import turns as harness
+from tdc.compressor.compressor import Compressor
+from tdc.compressor.speedups import Savings
 from tdc.config import TDCConfig
-from tdc.connector import SVAConnector
-from tdc.encode import VideoEncoder
-from tdc.features import VideoFeatures
-from tdc.geometry import kept_box
-from tdc.savings import Savings
-from tdc.segment import Segmentation, segment
+from tdc.encoder.connector import SVAConnector
+from tdc.encoder.features import VideoFeatures
+from tdc.encoder.geometry import kept_box
+from tdc.encoder.segment import Segmentation, segment
+from tdc.encoder.video_encoder import VideoEncoder
 from tdc_kernels import plan_context
 
 WINDOW = release_compressor.CHUNK
@@ -364,7 +364,7 @@ SWITCHED = tuple(
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, prog="python -m bench.compressor")
+    parser = argparse.ArgumentParser(description=__doc__, prog="python -m bench.model.compressor")
     parser.add_argument("parts", nargs="*", default=list(PARTS), help=", ".join(PARTS))
     parser.add_argument("--rounds", type=int, default=3, help="timed rounds (default: 3)")
     parser.add_argument("--threads", type=int, default=2, help="torch threads (default: 2)")

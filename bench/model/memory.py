@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Peak memory of each stage at the paper's widths, weights apart.
 
-``python -m bench.memory`` runs every stage in a process of its own on the CPU in fp32 and records
-how far the resident memory rose above what it was with weights and inputs in place. Towers are run
-with two layers: a layer's activations are freed before the next, so depth does not change the peak.
+``python -m bench.model.memory`` runs every stage in a process of its own on the CPU in fp32 and
+records how far the resident memory rose above what it was with weights and inputs in place. Towers
+are run with two layers: a layer's activations are freed before the next, so depth does not change
+the peak.
 """
 
 from __future__ import annotations
@@ -20,14 +21,15 @@ from typing import Any
 import torch
 from transformers import Dinov2Config, SiglipVisionConfig
 
-from bench import cross_attention, harness
-from bench.cases import Case
-from bench.compressor import Shape, make_case, ours
+from bench.benchmark import Case
+from bench.model.compressor import Shape, make_case, ours
+from bench.ops import cross_attention
 from bench.peers import attention as peer_attention
-from tdc.audio_tokens import audio_tokens
-from tdc.beats import BEATs, BEATsConfig
-from tdc.connector import SVAConnector
-from tdc.towers import VisionTower
+from bench.timing import turns as harness
+from tdc.encoder.audio_tokens import audio_tokens
+from tdc.encoder.beats import BEATs, BEATsConfig
+from tdc.encoder.connector import SVAConnector
+from tdc.encoder.towers import VisionTower
 
 FRAMES = 224
 DINOV2_GIANT: dict[str, Any] = {
@@ -156,7 +158,7 @@ def measure(stage: str, chunk: int | None = None) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, prog="python -m bench.memory")
+    parser = argparse.ArgumentParser(description=__doc__, prog="python -m bench.model.memory")
     parser.add_argument("stages", nargs="*", default=list(STAGES), help=", ".join(STAGES))
     parser.add_argument("--dry-run", action="store_true", help="do not write the results file")
     args = parser.parse_args(argv)

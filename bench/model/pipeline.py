@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The whole model, from a video to the first token of the answer and on, with random weights.
 
-``python -m bench.pipeline --scale paper`` runs towers, connector, sound, compressor and language
-model at the paper's sizes, ours and the authors' way (``bench/peers/release_pipeline.py``) in turns
-on the same weights and the same video. Both must come to the same prompt and the same logits before
-anything is timed. ``--scale small`` is what a CPU can do in about a minute; its numbers, like those
-of ``tiny``, say nothing about the paper's model.
+``python -m bench.model.pipeline --scale paper`` runs towers, connector, sound, compressor and
+language model at the paper's sizes, ours and the authors' way (``bench/peers/release_pipeline.py``)
+in turns on the same weights and the same video. Both must come to the same prompt and the same
+logits before anything is timed. ``--scale small`` is what a CPU can do in about a minute; its
+numbers, like those of ``tiny``, say nothing about the paper's model.
 """
 
 from __future__ import annotations
@@ -23,16 +23,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench import harness
-from bench.peak import Peak
-from bench.pipeline_models import (
+from bench.model.pipeline_models import (
     LANGUAGE_MODELS,
     QUESTION,
     SCALES,
     SECOND_QUESTION,
     WITHOUT_AV,
 )
-from bench.pipeline_ways import (
+from bench.model.pipeline_ways import (
     WAYS,
     Refused,
     Row,
@@ -48,9 +46,11 @@ from bench.pipeline_ways import (
     prefill,
     token,
 )
+from bench.timing import turns as harness
+from bench.timing.peak import Peak
 from tdc.lvcot import answer_long_video
-from tdc.media_inputs import Medium
-from tdc.stages import measure, now, stage
+from tdc.processor.media_inputs import Medium
+from tdc.profiling import measure, now, stage
 
 OTHER = "other"  # between the stages: embeddings, copies, planning
 NO_FILE = f"not measured ({WITHOUT_AV})"
@@ -169,7 +169,7 @@ PARTS = (first_tokens, stages, lvcot)
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, prog="python -m bench.pipeline")
+    parser = argparse.ArgumentParser(description=__doc__, prog="python -m bench.model.pipeline")
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--scale", choices=SCALES, default="small")
     parser.add_argument("--llm", choices=LANGUAGE_MODELS, default="qwen2-7b")

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from bench import memory
+from bench.model import memory
 from tdc.config import RELEASE_BEHAVIOUR, TDCConfig
-from tdc.media_inputs import SAMPLE_RATE
 from tdc.model import TDCForConditionalGeneration
-from tdc.processor import TDCProcessor
-from tdc.small import byte_tokenizer, character_bert_tokenizer, small_config
+from tdc.processor.media_inputs import SAMPLE_RATE
+from tdc.processor.processor import TDCProcessor
+from tdc.testing import byte_tokenizer, character_bert_tokenizer, small_config
 
 WITHOUT_AV = "PyAV is not installed"
 HAS_AV = importlib.util.find_spec("av") is not None

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench import pipeline_models
+from bench.model import pipeline_models
+from bench.model.pipeline_models import QUESTION, SCALES, Scale
 from bench.peers import release_compressor, release_pipeline
-from bench.pipeline_models import QUESTION, SCALES, Scale
-from tdc.features import VideoFeatures
-from tdc.media_inputs import Medium, load_video, pack_media
+from tdc.encoder.features import VideoFeatures
 from tdc.model import TDCForConditionalGeneration
-from tdc.processor import TDCProcessor
-from tdc.stages import now, stage
+from tdc.processor.media_inputs import Medium, load_video, pack_media
+from tdc.processor.processor import TDCProcessor
+from tdc.profiling import now, stage
 
 # Largest relative error of a prompt token, and of the first token's logits. Half precision: from
 # the connector on, both round at different places. Seen at the small scale on a CPU: 5e-7 and 4e-7

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import tdc_kernels as tk
-from bench.cases import (
+from bench.benchmark import (
     QFORMER_WIDTH,
     QUERIES,
     Benchmark,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import tdc_kernels as tk
-from bench.cases import QFORMER_WIDTH, QUERIES, WINDOW, Benchmark, Case, Cost, normal
+from bench.benchmark import QFORMER_WIDTH, QUERIES, WINDOW, Benchmark, Case, Cost, normal
 from bench.peers import attention
 
 HEADS, AUDIO = 12, 50

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import tdc_kernels as tk
-from bench.cases import Benchmark, Case, Cost, prefix_sums, standard_cases, video
+from bench.benchmark import Benchmark, Case, Cost, prefix_sums, standard_cases, video
 from bench.peers import eager_ops, release_ops
 
 SLICE = 64  # pairs per call of the reference, which makes an fp32 copy and a product

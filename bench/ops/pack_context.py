@@ -10,7 +10,7 @@ import pytest
 from torch import Tensor
 
 import tdc_kernels as tk
-from bench.cases import QUERIES, Benchmark, Case, Cost, normal, plan, standard_cases, windows
+from bench.benchmark import QUERIES, Benchmark, Case, Cost, normal, plan, standard_cases, windows
 from bench.peers import eager_ops, release_ops
 
 

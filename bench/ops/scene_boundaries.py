@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import tdc_kernels as tk
-from bench.cases import LONG, PAPER, RAGGED, SMALL, Benchmark, Case, Cost, normal, prefix_sums
+from bench.benchmark import LONG, PAPER, RAGGED, SMALL, Benchmark, Case, Cost, normal, prefix_sums
 from bench.peers import eager_ops, release_ops
 
 

@@ -10,8 +10,8 @@ import pytest
 from torch import Tensor
 
 import tdc_kernels as tk
-from bench import frame_similarity, scene_boundaries
-from bench.cases import Benchmark, Case, Cost, prefix_sums, standard_cases, video
+from bench.benchmark import Benchmark, Case, Cost, prefix_sums, standard_cases, video
+from bench.ops import frame_similarity, scene_boundaries
 from bench.peers import eager_ops, release_ops
 
 

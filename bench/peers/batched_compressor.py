@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.peers.release_compressor import CHUNK
-from tdc.compressor import Compressor
-from tdc.qformer import CrossAttention, FeedForward, QFormer, QFormerLayer, SelfAttention
+from tdc.compressor.compressor import Compressor
+from tdc.compressor.qformer import CrossAttention, FeedForward, QFormer, QFormerLayer, SelfAttention
 
 
 def compiled(model: Compressor) -> Callable[..., Tensor]:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The compressor run the way the authors' released code runs it, re-stated in our own words.
 
-Same mathematics and the same weights as :class:`tdc.compressor.Compressor`; what differs is how the
-work is cut up:
+Same mathematics and the same weights as :class:`tdc.compressor.compressor.Compressor`; what
+differs is how the work is cut up:
 
 - every scene is cut into chunks of eight frames, and every chunk is a Q-Former call of its own, on
   its ``n - 1`` dynamic frames;
@@ -28,8 +28,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tdc.compressor import Compressor
-from tdc.qformer import CrossAttention, FeedForward, QFormer, QFormerLayer, SelfAttention
+from tdc.compressor.compressor import Compressor
+from tdc.compressor.qformer import CrossAttention, FeedForward, QFormer, QFormerLayer, SelfAttention
 
 CHUNK = 8  # frames per Q-Former call, fixed in the released code
 

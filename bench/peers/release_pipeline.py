@@ -12,7 +12,7 @@ Same mathematics, same weights; what differs from ours is how the work is cut up
 
 Towers and BEATs themselves are the model's own modules, the towers in slices of 64 frames: what is
 inside them is not ours to compare. One square video, a frame a second, none left out; the caller
-feeds the language model. The stages are named as ours are, for ``tdc.stages.measure``.
+feeds the language model. The stages are named as ours are, for ``tdc.profiling.measure``.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from PIL import Image
 from torch import Tensor
 
 from bench.peers import release_compressor
-from tdc.beats import BEATs
-from tdc.connector import SVAConnector, SVALayer, WindowKeysValues
+from tdc.encoder.beats import BEATs
+from tdc.encoder.connector import SVAConnector, SVALayer, WindowKeysValues
+from tdc.encoder.towers import VisionTower
 from tdc.model import TDCForConditionalGeneration
-from tdc.stages import stage
-from tdc.towers import VisionTower
+from tdc.profiling import stage
 
 SLICE = 64  # frames per call of a tower
 SAMPLE_RATE, SECONDS = 16_000, 10  # of the sound, and of a window of it

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of the results: ``python -m bench.plots``. Reads nothing but ``bench/results/*.csv``."""
+"""Pictures of ``bench/results/*.csv``: ``python -m bench.report.plots``."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ import matplotlib.pyplot as plt
 from matplotlib.lines import Line2D
 from PIL import Image
 
-from bench import harness, results, table
-from bench.results import Row
+from bench.report import results, table
+from bench.report.results import Row
+from bench.timing import turns as harness
 
 FOLDER = table.PAGE.parent / "benchmarks"
 DPI = 80
@@ -165,7 +166,7 @@ def _save(figure: Any, path: Path) -> Path:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, prog="python -m bench.plots")
+    parser = argparse.ArgumentParser(description=__doc__, prog="python -m bench.report.plots")
     parser.add_argument("--results", type=Path, default=harness.RESULTS)
     parser.add_argument("--out", type=Path, default=FOLDER)
     args = parser.parse_args(argv)

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 
 import tdc_kernels
-from bench import harness
-from bench.cases import Benchmark, Case
-from bench.ceilings import Ceilings
-from bench.harness import Timing
+from bench.benchmark import Benchmark, Case
 from bench.providers import Prepared
-from bench.timers import Sampler
+from bench.timing import turns as harness
+from bench.timing.ceilings import Ceilings
+from bench.timing.timers import Sampler
+from bench.timing.turns import Timing
 
 COLUMNS = (
     *("op", "case", "dtype", "direction", "provider"),

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # ruff: noqa: RUF001 (typographic signs in the tables)
-"""Targets against what was measured, as Markdown: ``python -m bench.table``.
+"""Targets against what was measured, as Markdown: ``python -m bench.report.table``.
 
 Reads nothing but ``bench/results/*.csv``; prints the tables and puts them into
 ``docs/benchmarks.md`` between its two markers.
@@ -14,12 +14,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import harness, results
-from bench.results import Row
+from bench.report import results
+from bench.report.results import Row
+from bench.timing import turns as harness
 from tdc_kernels import registry
 
-PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
-START, STOP = "<!-- bench.table -->", "<!-- end of bench.table -->"
+PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
+START, STOP = "<!-- bench.report.table -->", "<!-- end of bench.report.table -->"
 DTYPES = ("float32", "bfloat16")
 COMPILED = ("compile", "compile-max-autotune")
 NOTHING = "not measured"
@@ -188,7 +189,7 @@ def insert(page: str, text: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, prog="python -m bench.table")
+    parser = argparse.ArgumentParser(description=__doc__, prog="python -m bench.report.table")
     parser.add_argument("--results", type=Path, default=harness.RESULTS)
     parser.add_argument("--dry-run", action="store_true", help="print only")
     args = parser.parse_args(argv)

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
-from bench import harness, timers
-from bench.cases import Cost
+from bench.benchmark import Cost
+from bench.timing import timers
+from bench.timing import turns as harness
 
 ROUNDS = 5
 ENOUGH_S = 20e-3  # a matrix product that takes this long is large enough on the CPU

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import torch
 
-from bench import memory
+from bench.model import memory
 
 INTERVAL_S = 2e-3  # between two looks at the resident memory
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from bench import harness
+from bench.timing import turns as harness
 
 logger = logging.getLogger(__name__)
 

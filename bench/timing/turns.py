@@ -23,7 +23,7 @@ import torch
 
 logger = logging.getLogger(__name__)
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 MOST_ROUNDS = 200  # of a run that goes by a budget: enough for quantiles
 _SOURCES = (":/", ":(exclude,top)bench/results", ":(exclude,top)docs/benchmarks*")
 _VERSIONS = ("torch", "tdc-kernels", "transformers", "triton", "numpy")

@@ -7,36 +7,29 @@ whatever the size of the model. The output folder appears only when everything s
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, BertTokenizer
 
-from ._media import check_new_folder, whole_folder
-from .beats import BEATs
-from .chat_templates import BY_MODEL_TYPE, CHATML
-from .config import TDCConfig
-from .errors import InputError
-from .model import TDCForConditionalGeneration
-from .processor import TDCProcessor
-from .release import our_names, release_config
-from .towers import VisionTower
+from ..config import TDCConfig
+from ..encoder.beats import BEATs
+from ..encoder.towers import VisionTower
+from ..errors import InputError
+from ..files import check_new_folder, whole_folder
+from ..model import TDCForConditionalGeneration
+from ..processor.chat_templates import BY_MODEL_TYPE, CHATML
+from ..processor.processor import TDCProcessor
+from .folder import SHARD_BYTES, Checkpoint, Shapes, ShardWriter, listing, read_json
+from .release_names import our_names, release_config
 
 logger = logging.getLogger(__name__)
-
-SHARD_BYTES = 2 * 2**30
-_LISTED = 12  # keys named in an error before "and N more"
-
-Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass
@@ -54,58 +47,6 @@ class Report:
     ignored: dict[str, str]
     added: dict[str, str] = field(default_factory=dict)
     out_dir: str = ""
-
-
-class Checkpoint:
-    """Tensors of a folder with safetensors or PyTorch shards, read one at a time."""
-
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder)
-        if not self.folder.is_dir():
-            raise InputError(f"no such folder: {folder}; expected a released checkpoint")
-        files = sorted(self.folder.glob("*.safetensors"))
-        # Training folders carry other .bin files (optimizer, arguments): take weights only.
-        files = files or sorted(self.folder.glob("pytorch_model*.bin"))
-        if not files:
-            raise InputError(
-                f"{folder} holds no weights; expected model*.safetensors or pytorch_model*.bin"
-            )
-        self._file: dict[str, Path] = {}
-        self.shapes: Shapes = {}
-        for file in files:
-            for name, shape in self._scan(file):
-                self._file[name] = file
-                self.shapes[name] = shape
-
-    def config(self) -> dict[str, Any]:
-        return read_json(self.folder / "config.json")
-
-    def _scan(self, file: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-        try:
-            if file.suffix == ".safetensors":
-                with safe_open(file, framework="pt") as shard:
-                    for name in shard.keys():  # noqa: SIM118 - not a dict
-                        yield name, tuple(shard.get_slice(name).get_shape())
-            else:
-                for name, tensor in _load_bin(file).items():
-                    yield name, tuple(tensor.shape)
-        except InputError:
-            raise
-        except Exception as error:
-            raise InputError(f"cannot read {file}: {error}; copy or download it again") from None
-
-    def tensors(self, names: Mapping[str, str]) -> Iterator[tuple[str, Tensor]]:
-        """``(name, tensor)`` for the given names, file by file."""
-        for file in sorted(set(self._file.values())):
-            wanted = [name for name in names if self._file.get(name) == file]
-            if file.suffix == ".safetensors":
-                with safe_open(file, framework="pt") as shard:
-                    for name in wanted:
-                        yield name, shard.get_tensor(name)
-            else:
-                state = _load_bin(file)  # memory-mapped: pages come in as they are copied
-                for name in wanted:
-                    yield name, state[name]
 
 
 def convert_release(
@@ -172,63 +113,6 @@ def convert_release(
     return report
 
 
-class ShardWriter:
-    """Writes safetensors shards of bounded size and their index."""
-
-    def __init__(
-        self,
-        folder: Path,
-        shard_bytes: int,
-        total: int = 0,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> None:
-        self._folder, self._limit = folder, shard_bytes
-        self._pending: dict[str, Tensor] = {}
-        self._size = self._bytes = 0
-        self._shards: list[list[str]] = []
-        self._done, self._total, self._progress = 0, total, progress
-
-    def add(self, name: str, tensor: Tensor) -> None:
-        tensor = tensor.contiguous().clone()  # off the memory map, so that the shard can be freed
-        size = tensor.numel() * tensor.element_size()
-        if self._pending and self._size + size > self._limit:
-            self._flush()
-        self._pending[name] = tensor
-        self._size += size
-        self._bytes += size
-        self._done += 1
-        if self._progress is not None:
-            self._progress(self._done, max(self._total, self._done))
-
-    def _flush(self) -> None:
-        path = self._folder / f"shard-{len(self._shards)}.safetensors"
-        path.touch()
-        rights = path.stat().st_mode
-        save_file(self._pending, path, metadata={"format": "pt"})
-        path.chmod(rights)  # safetensors writes private files (0600)
-        self._shards.append(list(self._pending))
-        self._pending, self._size = {}, 0
-
-    def close(self) -> None:
-        """Write what is left and give the shards the names that transformers looks for."""
-        if self._pending:
-            self._flush()
-        count = len(self._shards)
-        weight_map = {}
-        for number, names in enumerate(self._shards):
-            name = (
-                "model.safetensors"
-                if count == 1
-                else f"model-{number + 1:05d}-of-{count:05d}.safetensors"
-            )
-            os.replace(self._folder / f"shard-{number}.safetensors", self._folder / name)
-            weight_map.update(dict.fromkeys(names, name))
-        if count > 1:
-            index = {"metadata": {"total_size": self._bytes}, "weight_map": weight_map}
-            path = self._folder / "model.safetensors.index.json"
-            path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-
-
 def _check(
     config: TDCConfig,
     shapes: Shapes,
@@ -240,7 +124,7 @@ def _check(
     """Every tensor is accounted for, on both sides, with the right shape."""
     unknown = sorted(set(shapes) - set(taken) - set(ignored))
     if unknown:
-        raise InputError(f"the checkpoint has {len(unknown)} unknown tensors: {_listing(unknown)}")
+        raise InputError(f"the checkpoint has {len(unknown)} unknown tensors: {listing(unknown)}")
     have = set(taken.values())
     missing = sorted(
         name
@@ -248,14 +132,14 @@ def _check(
         if name not in have and not name.startswith(elsewhere) and not _tied(name, config)
     )
     if missing:
-        raise InputError(f"the checkpoint lacks {len(missing)} tensors: {_listing(missing)}")
+        raise InputError(f"the checkpoint lacks {len(missing)} tensors: {listing(missing)}")
     wrong = [
         f"{theirs} is {list(shapes[theirs])}, expected {list(expected[ours])}"
         for theirs, ours in taken.items()
         if _squeeze(shapes[theirs]) != _squeeze(expected[ours])
     ]
     if wrong:
-        raise InputError(f"{len(wrong)} tensors have the wrong shape: {_listing(wrong)}")
+        raise InputError(f"{len(wrong)} tensors have the wrong shape: {listing(wrong)}")
 
 
 def _tied(name: str, config: TDCConfig) -> bool:
@@ -267,11 +151,6 @@ def _squeeze(shape: tuple[int, ...]) -> tuple[int, ...]:
     while len(shape) > 1 and shape[0] == 1:
         shape = shape[1:]
     return shape
-
-
-def _listing(names: list[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
 
 
 def _parts(
@@ -360,21 +239,3 @@ def _save_processor(release_dir: Path, bert_dir: Any, config: TDCConfig, out: Pa
         )
     template = BY_MODEL_TYPE.get(config.text_config.model_type, CHATML)
     TDCProcessor(tokenizer, bert_tokenizer, config, chat_template=template).save_pretrained(out)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        InputError: the file is missing or not JSON.
-    """
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise InputError(f"no such file: {path}; expected a checkpoint's configuration") from None
-    except (ValueError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not JSON: {error}") from None
-
-
-def _load_bin(file: Path) -> dict[str, Tensor]:
-    return torch.load(file, map_location="cpu", mmap=True, weights_only=True)

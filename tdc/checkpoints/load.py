@@ -18,18 +18,17 @@ from typing import Any
 import torch
 from transformers import Dinov2Model
 
-from . import _public  # noqa: F401  (registers the Auto classes, which from_pretrained may ask)
-from .config import TDCConfig
-from .convert import Checkpoint, read_json
-from .errors import InputError
-from .model import TDCForConditionalGeneration
-from .processor import TDCProcessor
-from .towers import VisionTower
+from ..config import TDCConfig
+from ..encoder.towers import VisionTower
+from ..errors import InputError
+from ..model import TDCForConditionalGeneration
+from ..processor.processor import TDCProcessor
+from .folder import Checkpoint, read_json
 
 logger = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-TINY = Path(__file__).parent / "assets" / "tiny"  # docs/tiny.md
+TINY = Path(__file__).parents[1] / "assets" / "tiny"  # docs/tiny.md
 ABOUT_TINY = "the tiny TDC that comes with the package; it knows drawn clips and their words alone"
 _LISTED = 8  # tensors named in an error before "and N more"
 
@@ -178,7 +177,7 @@ def _refuse(folder: Path, found: dict[str, Any], prefix: str = "") -> None:
     """One line with everything that transformers found wrong with a checkpoint's tensors."""
     wrong = [f"{k} is {list(s)}, expected {list(e)}" for k, s, e in found["mismatched_keys"]]
     faults = [
-        f"{what} {len(names)}: {_listing([prefix + name for name in sorted(names)])}"
+        f"{what} {len(names)}: {listing([prefix + name for name in sorted(names)])}"
         for what, names in (
             ("missing", found["missing_keys"]),
             ("unexpected", found["unexpected_keys"]),
@@ -193,7 +192,7 @@ def _refuse(folder: Path, found: dict[str, Any], prefix: str = "") -> None:
         )
 
 
-def _listing(names: list[str]) -> str:
+def listing(names: list[str]) -> str:
     more = f", and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return ", ".join(names[:_LISTED]) + more
 

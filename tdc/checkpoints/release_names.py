@@ -10,9 +10,9 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from .config import RELEASE_BEHAVIOUR, TDCConfig
-from .errors import InputError
-from .geometry import window_side
+from ..config import RELEASE_BEHAVIOUR, TDCConfig
+from ..encoder.geometry import window_side
+from ..errors import InputError
 
 TEXT_MODEL_TYPES = {"cambrian_qwen": "qwen2", "cambrian_llama": "llama"}
 CONNECTOR_HEADS = 16  # fixed in the released code
@@ -224,7 +224,7 @@ def connector_key_map(
     depth: int = 3,
     num_query_group: int = 1,
 ) -> dict[str, str]:
-    """Released names -> names in :class:`tdc.connector.SVAConnector`, one for every tensor."""
+    """Released names -> names in :class:`SVAConnector`, one for every tensor."""
     keys = {"model.vision_query": "query", "model.image_newline": "image_newline"}
     for name in ("0.weight", "0.bias", "2.weight", "2.bias"):
         keys[f"model.mm_projector.{name}"] = f"projector.{name}"

@@ -7,17 +7,17 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from tdc.commands._inputs import check_media
-from tdc.commands._options import (
+from ..errors import InputError
+from .options import (
     Subparsers,
     add_audio,
     add_generation,
     add_model,
+    check_media,
     command,
     positive_int,
 )
-from tdc.commands._terminal import activity, clean, note
-from tdc.errors import InputError
+from .terminal import activity, clean, note, progress
 
 
 def add(subparsers: Subparsers) -> None:
@@ -42,7 +42,7 @@ def add(subparsers: Subparsers) -> None:
 
 
 def run(arguments: Any) -> None:
-    from tdc.commands._pipeline import load
+    from .options import load
 
     check_media(arguments.video, arguments.audio)
     if arguments.question is not None and not arguments.question.strip():
@@ -60,11 +60,12 @@ def run(arguments: Any) -> None:
 
 def _converse(arguments: Any, loaded: Any) -> None:
     """Encode once, answer every question."""
-    from tdc.commands._pipeline import encode_video, generation_options
-    from tdc.lvcot import ask
+    from ..answer import ask
+    from ..session import encode_video
+    from .options import generation_options
 
     first = arguments.question or ""
-    encoded = encode_video(loaded, arguments.video, first, arguments.audio)
+    encoded = encode_video(loaded, arguments.video, first, arguments.audio, progress)
     options = generation_options(arguments)
     for question in _questions(arguments):
         try:
@@ -85,9 +86,10 @@ def _converse(arguments: Any, loaded: Any) -> None:
 
 
 def _long_video(arguments: Any, loaded: Any) -> None:
-    from tdc.commands._pipeline import generation_options, one_line
-    from tdc.lvcot import SegmentAnswer, answer_long_video
-    from tdc.times import clock
+    from ..lvcot import SegmentAnswer, answer_long_video
+    from ..media.clock import clock
+    from .options import generation_options
+    from .terminal import one_line
 
     def show(number: int, segment: SegmentAnswer) -> None:
         span = f"{clock(segment.start, tenths=True)} to {clock(segment.end, tenths=True)}"

@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from tdc.commands._options import Subparsers, command
-from tdc.commands._terminal import count, note, progress, table
+from .options import Subparsers, command
+from .terminal import count, note, progress, table
 
 
 def add(subparsers: Subparsers) -> None:
@@ -39,7 +39,7 @@ def add(subparsers: Subparsers) -> None:
 
 
 def run(arguments: Any) -> None:
-    from tdc.convert import convert_release
+    from ..checkpoints.convert import convert_release
 
     with progress("converting") as update:
         report = convert_release(

@@ -3,25 +3,25 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tdc.commands._inputs import check_media
-from tdc.commands._options import Subparsers, add_audio, add_generation, add_model, command
-from tdc.commands._terminal import activity, count, table
-from tdc.errors import InputError
+from ..errors import InputError
+from .options import Subparsers, add_audio, add_generation, add_model, check_media, command
+from .terminal import activity, count, progress, table
 
 if TYPE_CHECKING:
-    from tdc.commands._report import Layout
+    from .report import Layout
 
 
-# A clip that no training saw, with three things to ask about: a picture, a sound, an order.
-CLIP = (1, 1)  # seed and number, of the test split; docs/tiny.md says how it was chosen
-KINDS = ("shape", "sound", "order_color")
-SIZE = 256  # pixels a side of the clip
+ASSETS = Path(__file__).parents[1] / "assets" / "demo"  # a clip, and what is asked about it
+OWN_VIDEO = (
+    "what happens in the video ?"  # asked about a video of the user's, in the tiny TDC's words
+)
 
 
 def add(subparsers: Subparsers) -> None:
@@ -30,15 +30,15 @@ def add(subparsers: Subparsers) -> None:
         "demo",
         run,
         "run everything once and show what happens",
-        "Without --video a clip with several scenes, motion and sound is drawn first and asked "
-        "about; the right answers stand beside the model's.",
+        "Without --video it takes a clip of the package with several scenes, motion and sound; the "
+        "right answers stand beside the model's.",
     )
-    parser.add_argument("--video", metavar="PATH", help="your own video instead of the drawn clip")
+    parser.add_argument("--video", metavar="PATH", help="your own video instead of the clip")
     parser.add_argument(
         "--out",
         metavar="DIR",
         default="tdc-demo",
-        help="folder for the clip and the timeline picture (default: %(default)s)",
+        help="folder for the timeline picture (default: %(default)s)",
     )
     parser.add_argument(
         "--question",
@@ -58,8 +58,8 @@ class _Asked:
 
 
 def run(arguments: Any) -> None:
-    from tdc.commands._pipeline import load
-    from tdc.commands._report import layout, print_scenes, scenes
+    from .options import load
+    from .report import layout, print_scenes, scenes
 
     out = Path(arguments.out)
     video, asked = _subject(arguments, out)
@@ -81,7 +81,7 @@ def run(arguments: Any) -> None:
 
 
 def _subject(arguments: Any, out: Path) -> tuple[Path, list[_Asked]]:
-    """The file to run on and what to ask; the clip is drawn where no file was given."""
+    """The file to run on and what to ask."""
     if arguments.video:
         check_media(arguments.video, arguments.audio)
     try:
@@ -90,30 +90,25 @@ def _subject(arguments: Any, out: Path) -> tuple[Path, list[_Asked]]:
         raise InputError(f"--out {out}: cannot make this folder ({error.strerror})") from None
     own = None if arguments.question is None else [_Asked(arguments.question)]
     if arguments.video:
-        from tdc.world.captions import CLIP_PROMPT
-
-        return Path(arguments.video), own or [_Asked(CLIP_PROMPT)]
-    from tdc.world import ask, make_clip, write_clip
-
-    clip = make_clip(*CLIP, split="test", scenes=3)
-    questions = [ask(clip, 1, kinds=(kind,))[0] for kind in KINDS]
-    with activity("drawing and encoding a clip"):
-        path = write_clip(out / "demo.mp4", clip, size=SIZE)
-    return path, own or [_Asked(question.text, question.answer) for question in questions]
+        return Path(arguments.video), own or [_Asked(OWN_VIDEO)]
+    asked = json.loads((ASSETS / "questions.json").read_text(encoding="utf-8"))
+    return ASSETS / "clip.mp4", own or [_Asked(one["question"], one["answer"]) for one in asked]
 
 
 class _Run:
     """One pass through the pipeline: what came out of it, and what the first question took."""
 
     def __init__(self, arguments: Any, loaded: Any, video: str, asked: list[_Asked]) -> None:
-        from tdc.commands._pipeline import encode_video, generation_options, one_line
-        from tdc.lvcot import ask
-        from tdc.stages import measure
+        from ..answer import ask
+        from ..profiling import measure
+        from ..session import encode_video
+        from .options import generation_options
+        from .terminal import one_line
 
         model, processor, options = loaded.model, loaded.processor, generation_options(arguments)
         first, *others = [one.question for one in asked]
         with measure() as times:
-            self.encoded = encode_video(loaded, video, first, arguments.audio)
+            self.encoded = encode_video(loaded, video, first, arguments.audio, progress)
             texts = {
                 name: self.encoded.inputs[name].to(model.device)
                 for name in ("input_ids", "attention_mask", "question_ids", "question_mask")
@@ -144,7 +139,7 @@ def _watch(model: Any) -> Iterator[_Seen]:
     def compressor(_module: Any, inputs: tuple[Any, ...]) -> None:
         seen.plan = inputs[1]
 
-    from tdc.stages import now
+    from ..profiling import now
 
     def before(*_: Any) -> None:
         seen._began = now()
@@ -222,8 +217,8 @@ def _print_answers(asked: list[_Asked]) -> None:
 
 
 def _draw(path: Path, result: _Run, name: str) -> Path:
-    from tdc.commands._report import thumbnails
-    from tdc.timeline import draw_timeline
+    from .report import thumbnails
+    from .timeline import draw_timeline
 
     features, inputs = result.encoded.features, result.encoded.inputs
     starts = features.segmentation.scene_starts()

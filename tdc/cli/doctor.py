@@ -10,8 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tdc.commands._options import Subparsers, command
-from tdc.commands._terminal import table
+from .options import Subparsers, command
+from .terminal import table
 
 if TYPE_CHECKING:
     from tdc_kernels.native import Library  # imports torch, which the command does when it runs
@@ -75,7 +75,7 @@ def examine() -> dict[str, Any]:
 
 def _self_attention(kind: str) -> str:
     """What padded self-attention of the Q-Former runs on."""
-    from tdc.attention import why_not_flash
+    from ..compressor.self_attention import why_not_flash
 
     reason = why_not_flash(kind)
     if reason is None:

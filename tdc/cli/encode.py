@@ -5,9 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tdc.commands._inputs import check_media
-from tdc.commands._options import Subparsers, add_audio, add_model, command
-from tdc.commands._terminal import activity, note
+from .options import Subparsers, add_audio, add_model, check_media, command
+from .terminal import activity, note, progress
 
 
 def add(subparsers: Subparsers) -> None:
@@ -33,16 +32,17 @@ def add(subparsers: Subparsers) -> None:
 def run(arguments: Any) -> None:
     import torch
 
-    from tdc._media import check_writable, whole_file
-    from tdc.budget import context_room
-    from tdc.commands._pipeline import encode_video, load
-    from tdc.commands._report import layout
+    from ..files import check_writable, whole_file
+    from ..processor.budget import context_room
+    from ..session import encode_video
+    from .options import load
+    from .report import layout
 
     check_writable(arguments.output)
     check_media(arguments.video, arguments.audio)
     loaded = load(arguments)
     question = arguments.question or ""
-    encoded = encode_video(loaded, arguments.video, question, arguments.audio)
+    encoded = encode_video(loaded, arguments.video, question, arguments.audio, progress)
     inputs, model = encoded.inputs, loaded.model
     text_tokens = int(inputs["attention_mask"].sum()) - 1  # without the video's placeholder
     with activity("compressing"), torch.no_grad():

@@ -13,35 +13,11 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 
-from tdc.commands import (
-    ablate,
-    chat,
-    convert,
-    demo,
-    doctor,
-    encode,
-    evaluate,
-    merge,
-    segment,
-    train,
-    world,
-)
-from tdc.commands._terminal import note, quiet_libraries, quiet_transformers
-from tdc.errors import InputError
+from ..errors import InputError
+from . import chat, convert, demo, doctor, encode, merge, segment, train
+from .terminal import note, quiet_libraries, quiet_transformers
 
-_COMMANDS = (
-    demo,
-    segment,
-    encode,
-    chat,
-    convert,
-    train,
-    merge,
-    world,
-    evaluate,
-    ablate,
-    doctor,
-)
+_COMMANDS = (demo, segment, encode, chat, convert, train, merge, doctor)
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 # Import names of the extra "model"; the command line needs it, the ops do not.
 _MODEL_EXTRA = {
@@ -89,7 +65,13 @@ class _Version(argparse.Action):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: the process's) and return the exit code."""
-    arguments = build_parser().parse_args(argv)
+    return run(build_parser(), argv)
+
+
+def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> int:
+    """Parse ``argv`` and do what the chosen command's ``run`` says; returns the exit code."""
+    arguments = parser.parse_args(argv)
+    name = parser.prog
     try:
         with quiet_libraries():
             _check_environment()
@@ -97,10 +79,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 arguments.run(arguments)
             sys.stdout.flush()
     except InputError as error:
-        note(f"tdc: {' '.join(str(error).split())}")
+        note(f"{name}: {' '.join(str(error).split())}")
         return 2
     except KeyboardInterrupt:
-        note("tdc: interrupted")
+        note(f"{name}: interrupted")
         return _INTERRUPTED
     except BrokenPipeError:  # the reader of our output left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -109,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         package = (error.name or "").partition(".")[0]
         if package not in _MODEL_EXTRA:
             raise
-        note(f"tdc: {package} is not installed; expected pip install 'tdc-kernels[model]'")
+        note(f"{name}: {package} is not installed; expected pip install 'tdc-kernels[model]'")
         return 2
     return 0
 

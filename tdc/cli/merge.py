@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tdc.commands._options import Subparsers, command
-from tdc.commands._terminal import activity
+from .options import Subparsers, command
+from .terminal import activity
 
 
 def add(subparsers: Subparsers) -> None:
@@ -25,10 +25,10 @@ def add(subparsers: Subparsers) -> None:
 
 
 def run(arguments: Any) -> None:
-    from tdc.train import check_installed
+    from ..train import check_installed
 
     check_installed()
-    from tdc.train.merge import merge_adapter
+    from ..train.merge import merge_adapter
 
     changes = {} if arguments.model is None else {"model": arguments.model}
     with activity("merging"):

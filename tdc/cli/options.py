@@ -5,7 +5,13 @@ from __future__ import annotations
 
 import argparse
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError
+from .terminal import activity
+
+if TYPE_CHECKING:
+    from ..checkpoints.load import Loaded
 
 Subparsers = Any  # argparse names this class with a leading underscore
 
@@ -99,3 +105,36 @@ def _number(text: str, kind: Any, valid: Any, expected: str) -> Any:
     if value is None or not valid(value):
         raise argparse.ArgumentTypeError(f"got {text!r}, expected {expected}")
     return value
+
+
+def check_media(video: str, audio: str | None = None) -> None:
+    """Refuse a file that is no video, and a sound file without sound, before a model is loaded.
+
+    Raises:
+        InputError: what is wrong with the file.
+    """
+    from ..media.audio import has_audio
+    from ..media.video import probe
+
+    probe(video)
+    if audio and not has_audio(audio):
+        raise InputError(f"--audio: {audio} has no audio track; expected a file with sound")
+
+
+def load(arguments: Any) -> Loaded:
+    """The model that ``--model``, ``--device`` and ``--dtype`` ask for."""
+    from ..checkpoints.load import load_model
+
+    with activity("loading the model"):
+        return load_model(arguments.model, arguments.device, arguments.dtype)
+
+
+def generation_options(arguments: Any) -> dict[str, Any]:
+    """Options of ``model.generate`` for ``--max-new-tokens``, ``--temperature``, ``--seed``."""
+    import torch
+
+    options: dict[str, Any] = {"max_new_tokens": arguments.max_new_tokens, "do_sample": False}
+    if arguments.temperature > 0:
+        torch.manual_seed(arguments.seed)
+        options |= {"do_sample": True, "temperature": arguments.temperature}
+    return options

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from tdc.commands._terminal import table
-from tdc.features import VideoFeatures
-from tdc.segment import Segmentation
-from tdc.times import clock
 from tdc_kernels import ContextPlan
+
+from ..encoder.features import VideoFeatures
+from ..encoder.segment import Segmentation
+from ..media.clock import clock
+from .terminal import table
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ import json
 import math
 from typing import TYPE_CHECKING, Any
 
-from tdc.commands._options import Subparsers, add_model, command, finite, positive, positive_int
-from tdc.commands._terminal import activity, count, note, progress
+from .options import Subparsers, add_model, command, finite, positive, positive_int
+from .terminal import activity, count, note, progress
 
 if TYPE_CHECKING:
-    from tdc.media_inputs import Medium
-    from tdc.segment import Segmentation
-    from tdc.video import VideoInfo
+    from ..encoder.segment import Segmentation
+    from ..media.video import VideoInfo
+    from ..processor.media_inputs import Medium
 
 
 def add(subparsers: Subparsers) -> None:
@@ -52,10 +52,10 @@ def add(subparsers: Subparsers) -> None:
 
 
 def run(arguments: Any) -> None:
-    from tdc._media import check_writable
-    from tdc.commands._report import print_scenes, scenes
-    from tdc.loading import ABOUT_TINY, load_dinov2
-    from tdc.video import probe
+    from ..checkpoints.load import ABOUT_TINY, load_dinov2
+    from ..files import check_writable
+    from ..media.video import probe
+    from .report import print_scenes, scenes
 
     info = probe(arguments.video)  # bad files are refused before a model is loaded
     if arguments.plot:
@@ -79,10 +79,10 @@ def run(arguments: Any) -> None:
 def _segment(arguments: Any, tower: Any, config: Any) -> tuple[Medium, Segmentation]:
     import torch
 
-    from tdc.commands._pipeline import watch_towers
-    from tdc.media_inputs import load_video
-    from tdc.segment import segment
-    from tdc.towers import padding_color, resize_frames
+    from ..encoder.segment import segment
+    from ..media.pixels import padding_color, resize_frames
+    from ..processor.media_inputs import load_video
+    from ..session import watch_towers
 
     config.fps = arguments.fps or config.fps
     limit = arguments.max_frames or config.max_frames
@@ -134,7 +134,7 @@ def _finite(value: float | None) -> float | None:
 def _draw(arguments: Any, info: VideoInfo, video: Medium, segmentation: Segmentation) -> None:
     from pathlib import Path
 
-    from tdc.timeline import draw_timeline
+    from .timeline import draw_timeline
 
     starts = segmentation.scene_starts()
     with activity("drawing the timeline"):

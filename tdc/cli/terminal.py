@@ -159,3 +159,8 @@ def quiet_transformers() -> Iterator[None]:
         hf.set_verbosity(level)
         if bars:
             hf.enable_progress_bar()
+
+
+def one_line(text: str) -> str:
+    """Text of a model for a table or a list: no control characters, no line breaks."""
+    return " ".join(clean(text).split())

@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MultipleLocator
 from PIL import Image
 
-from tdc._media import whole_file
-from tdc.times import clock
+from ..files import whole_file
+from ..media.clock import clock
 
 _DPI = 110
 _WIDTH, _MARGIN = 14.0, 0.65  # inches

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tdc.commands._options import Subparsers, command
-from tdc.commands._terminal import note, table
+from .options import Subparsers, command
+from .terminal import note, table
 
 
 def add(subparsers: Subparsers) -> None:
@@ -36,9 +36,9 @@ def add(subparsers: Subparsers) -> None:
 
 
 def run(arguments: Any) -> None:
-    from tdc.errors import InputError
-    from tdc.train import check_installed
-    from tdc.train.config import load_config
+    from ..errors import InputError
+    from ..train import check_installed
+    from ..train.config import load_config
 
     check_installed()
     settings = load_config(arguments.config, arguments.overrides)
@@ -47,7 +47,7 @@ def run(arguments: Any) -> None:
             f"{arguments.config} is meant for stage {settings.stage}, not {arguments.stage}; "
             "give the file of this stage"
         )
-    from tdc.train.run import train
+    from ..train.run import train
 
     def report(title: str, rows: list[list[str]]) -> None:
         print(title)

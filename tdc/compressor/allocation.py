@@ -33,7 +33,7 @@ from torch import Tensor
 
 from tdc_kernels import ContextPlan, anchor_queries
 
-from .features import VideoFeatures
+from ..encoder.features import VideoFeatures
 
 # Changes are counted in units of this. It is above what rounding does to equal frames: bf16 moves a
 # value by 2^-9 of it at most, which moves 1 - cosine by about 2^-18 = 4e-6.

@@ -4,7 +4,7 @@
 Per window of a scene the first frame stays whole (static); every later frame becomes K tokens: a
 Q-Former whose queries are the average-pooled static frame looks at the frame's visual and audio
 tokens, with the question beside them. All dynamic frames of all videos go through it in one call.
-Where the plan gives frames different numbers of tokens: see :mod:`tdc.adaptive`.
+Where the plan gives frames different numbers of tokens: see :mod:`.allocation`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from tdc_kernels import ContextPlan, anchor_queries, pack_context
 from tdc_kernels.ops.cross_attention.strategy import has_matrix_units
 
-from .adaptive import entries, slots
-from .features import VideoFeatures
-from .graphs import BucketedGraphs
-from .look import TENSORS, FrameTokens
-from .prepared import Prepared
+from ..encoder.features import VideoFeatures
+from ..tensor_cache import Prepared
+from .allocation import entries, slots
+from .cuda_graphs import BucketedGraphs
+from .frame_tokens import TENSORS, FrameTokens
 from .qformer import QFormer
-from .savings import Savings
+from .speedups import Savings
 
 GRAPHS_ON = "cuda"
 # Leading dimensions of the Q-Former's inputs that vary with the video and the question.
@@ -45,7 +45,7 @@ class Compressor(nn.Module):
         num_context_tokens: K.
         query_type: ``"pooled"`` or ``"learned"``.
         audio_width: width of the audio tokens; None for a model without sound.
-        cross_attention_every: see :class:`tdc.qformer.QFormer`.
+        cross_attention_every: see :class:`tdc.compressor.qformer.QFormer`.
     """
 
     def __init__(
@@ -242,7 +242,7 @@ class Compressor(nn.Module):
 
     def queries(self, features: VideoFeatures, plan: ContextPlan) -> Tensor:
         """``[A, K, Dq]``: what each anchor asks of its dynamic frames. Where the plan gives these
-        different numbers of tokens, one entry per anchor and number, see :mod:`tdc.adaptive`."""
+        different numbers of tokens, one entry per anchor and number, see :mod:`.allocation`."""
         if self.query_tokens is not None:
             return self._learned_queries(plan)
         if self._wants_gradient(features) or not self.savings.cache:

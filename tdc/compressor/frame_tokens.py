@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .features import VideoFeatures
-from .prepared import Prepared
+from ..encoder.features import VideoFeatures
+from ..tensor_cache import Prepared
 from .qformer import CrossAttention
-from .savings import Savings
+from .speedups import Savings
 
 Look = Callable[[CrossAttention, Tensor], Tensor]
 Pair = tuple[Tensor, Tensor]  # weights of keys and values

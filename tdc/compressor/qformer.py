@@ -18,8 +18,8 @@ from torch.utils.checkpoint import checkpoint
 
 from tdc_kernels import nn as kernels
 
-from .attention import self_attention
-from .savings import Savings
+from .self_attention import self_attention
+from .speedups import Savings
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
@@ -210,7 +210,7 @@ class QFormer(nn.Module):
             group: int64 ``[M]``, which of A entries (one per anchor) a row starts from.
             index: ``[M]`` frame number of each row; ``*_lengths``: ``[F]`` valid tokens.
             look: in place of the tokens, their lengths and index: a cross-attention and its queries
-                to the queries' new value, see :class:`tdc.look.FrameTokens`.
+                to the queries' new value, see :class:`tdc.compressor.frame_tokens.FrameTokens`.
 
         Returns:
             ``[M, K, Dq]`` hidden states of the queries.

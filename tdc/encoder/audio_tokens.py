@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tdc.beats import BEATs
-from tdc.errors import InputError
-from tdc.fbank import SAMPLE_RATE
+from ..errors import InputError
+from .beats import BEATs
+from .fbank import SAMPLE_RATE
 
 WINDOW_SECONDS = 10
 WINDOW = WINDOW_SECONDS * SAMPLE_RATE  # samples

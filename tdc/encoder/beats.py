@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from tdc.errors import InputError
-from tdc.fbank import FRAME_LENGTH, FRAME_SHIFT, NUM_MEL_BINS, SAMPLE_RATE, kaldi_fbank
+from ..errors import InputError
+from .fbank import FRAME_LENGTH, FRAME_SHIFT, NUM_MEL_BINS, SAMPLE_RATE, kaldi_fbank
 
 FBANK_MEAN = 15.41663  # of AudioSet
 FBANK_STD = 6.55582

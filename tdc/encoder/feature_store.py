@@ -22,9 +22,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from tdc._media import whole_file
-from tdc.config import TDCConfig
-from tdc.encode import VideoEncoder
+from ..config import TDCConfig
+from ..files import whole_file
+from .video_encoder import VideoEncoder
 
 if TYPE_CHECKING:
     from .tower_features import TowerFeatures

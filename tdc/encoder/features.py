@@ -14,7 +14,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-from .budget import sample_indices
+from ..media.sampling import sample_indices
 from .segment import Segmentation, segment
 
 

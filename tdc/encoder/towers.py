@@ -11,12 +11,10 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
@@ -33,7 +31,8 @@ from transformers.image_utils import (
     IMAGENET_STANDARD_STD,
 )
 
-from tdc.errors import InputError
+from ..errors import InputError
+from ..media.pixels import normalize_pixels, preprocess_frames
 
 PATCHES_PER_SIDE = 27  # 384 // 14 for SigLIP-so400m; DINOv2 is run at 27 * 14 = 378 to match
 
@@ -186,79 +185,3 @@ def resize_token_grid(tokens: Tensor, grid: tuple[int, int], token_grid: int) ->
     maps = tokens.transpose(1, 2).unflatten(-1, grid).float()  # [T, C, rows, cols]
     maps = F.interpolate(maps, size=(token_grid, token_grid), mode="bilinear", align_corners=False)
     return maps.flatten(2).transpose(1, 2).to(tokens.dtype)
-
-
-def resize_frames(frames: np.ndarray, image_size: int, fill: Sequence[int]) -> Tensor:
-    """Pad frames to a centred square and resize them (Pillow, bicubic with antialiasing).
-
-    Args:
-        frames: uint8 ``[T, H, W, 3]``, RGB.
-        image_size: pixels per side that come out.
-        fill: colour of the padding, three values 0..255.
-
-    Returns:
-        uint8 ``[T, 3, image_size, image_size]``.
-
-    Raises:
-        InputError: another dtype or shape.
-    """
-    if (
-        frames.dtype != np.uint8
-        or frames.ndim != 4
-        or frames.shape[-1] != 3
-        or 0 in frames.shape[1:]
-    ):
-        raise InputError(
-            f"frames must be uint8 [T, H, W, 3], got {frames.dtype} {list(frames.shape)}"
-        )
-    count, height, width, _ = frames.shape
-    resized = np.empty((count, image_size, image_size, 3), dtype=np.uint8)
-    side = max(height, width)
-    corner = ((side - width) // 2, (side - height) // 2)
-
-    def resize_one(index: int) -> None:
-        image = Image.fromarray(frames[index])
-        if width != height:
-            square = Image.new("RGB", (side, side), tuple(fill))
-            square.paste(image, corner)
-            image = square
-        if side != image_size:
-            image = image.resize((image_size, image_size), Image.Resampling.BICUBIC)
-        resized[index] = np.asarray(image)
-
-    # Pillow releases the GIL while it resizes.
-    with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
-        for _ in pool.map(resize_one, range(count)):
-            pass
-    return torch.from_numpy(resized).permute(0, 3, 1, 2).contiguous()
-
-
-def normalize_pixels(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """uint8 ``[T, 3, H, W]`` -> ``(pixels / 255 - mean) / std``, fp32 of the same shape."""
-    shift = torch.tensor(mean, dtype=torch.float32, device=pixels.device)[:, None, None]
-    scale = torch.tensor(std, dtype=torch.float32, device=pixels.device)[:, None, None]
-    return (pixels.float() / 255 - shift) / scale
-
-
-def padding_color(mean: Sequence[float]) -> tuple[int, ...]:
-    """The tower's mean colour as 0..255 integers, rounded down."""
-    return tuple(int(255 * channel) for channel in mean)
-
-
-def preprocess_frames(
-    frames: np.ndarray, image_size: int, mean: Sequence[float], std: Sequence[float]
-) -> Tensor:
-    """Pad to a centred square of the mean colour, resize, normalise.
-
-    Args:
-        frames: uint8 ``[T, H, W, 3]``, RGB.
-        image_size: pixels per side that come out.
-        mean, std: normalisation per channel, for pixels in 0..1.
-
-    Returns:
-        fp32 ``[T, 3, image_size, image_size]``.
-
-    Raises:
-        InputError: another dtype or shape of ``frames``.
-    """
-    return normalize_pixels(resize_frames(frames, image_size, padding_color(mean)), mean, std)

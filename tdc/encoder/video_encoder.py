@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..config import TDCConfig
+from ..errors import InputError
+from ..profiling import stage
 from .audio_tokens import audio_tokens
 from .beats import BEATs, BEATsConfig
-from .config import TDCConfig
 from .connector import SVAConnector, frame_position_table
-from .errors import InputError
 from .features import VideoFeatures
 from .geometry import kept_box
 from .segment import segment
-from .stages import stage
 from .towers import VisionTower
 
 

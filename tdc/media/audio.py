@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tdc import _pyav as av
-from tdc._frames import CUT_OFF, whole_packets
-from tdc._media import (
+from ..errors import InputError
+from . import pyav as av
+from .container import (
     audio_stream,
     check_range,
     declared_end,
@@ -20,7 +20,7 @@ from tdc._media import (
     stream_start,
     video_stream,
 )
-from tdc.errors import InputError
+from .packets import CUT_OFF, whole_packets
 
 logger = logging.getLogger(__name__)
 

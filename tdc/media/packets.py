@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from tdc import _pyav as av
-from tdc._media import declared_end, stream_start
-from tdc.errors import InputError
+from ..errors import InputError
+from . import pyav as av
+from .container import declared_end, stream_start
 
 logger = logging.getLogger(__name__)
 

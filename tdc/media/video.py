@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from tdc import _pyav as av
-from tdc._frames import FrameReader, PacketIndex, packet_index
-from tdc._media import audio_stream, check_range, open_media, video_stream
-from tdc.errors import InputError
+from ..errors import InputError
+from . import pyav as av
+from .container import audio_stream, check_range, open_media, video_stream
+from .packets import FrameReader, PacketIndex, packet_index
 
 logger = logging.getLogger(__name__)
 

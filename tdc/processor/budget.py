@@ -5,19 +5,11 @@ from __future__ import annotations
 
 from tdc_kernels import context_length
 
-from .config import TDCConfig
-from .errors import InputError
+from ..config import TDCConfig
+from ..errors import InputError
 
 # The release estimates a frame by 144 visual and 50 audio tokens, whatever the configuration says.
 _RELEASE_STATIC, _RELEASE_AUDIO, _RELEASE_CHUNK = 144, 50, 8
-
-
-def sample_indices(num_frames: int, max_frames: int) -> list[int]:
-    """Evenly spaced frame numbers, ``int(L / M * i)``; all of them when they fit."""
-    if num_frames <= max_frames:
-        return list(range(num_frames))
-    step = num_frames / max_frames
-    return [int(step * i) for i in range(max_frames)]
 
 
 def context_room(config: TDCConfig, text_tokens: int) -> int:

@@ -14,14 +14,15 @@ import numpy as np
 import torch
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_STANDARD_MEAN
 
-from .audio import read_audio
-from .budget import frame_budget, sample_indices
-from .config import TDCConfig
-from .errors import InputError
-from .geometry import kept_box
-from .stages import stage
-from .towers import padding_color, resize_frames
-from .video import Video, VideoInfo, probe, read_image, read_video
+from ..config import TDCConfig
+from ..encoder.geometry import kept_box
+from ..errors import InputError
+from ..media.audio import read_audio
+from ..media.pixels import padding_color, resize_frames
+from ..media.sampling import sample_indices
+from ..media.video import Video, VideoInfo, probe, read_image, read_video
+from ..profiling import stage
+from .budget import frame_budget
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ def load_video(
     Args:
         video: a file, a uint8 array ``[T, H, W, 3]`` sampled at ``config.fps``, or a ``Video``.
         sound: a file, an fp32 16-kHz waveform, False for silence, None for the video's own track.
-        prompt_tokens, num_videos: see :func:`tdc.budget.frame_budget`.
+        prompt_tokens, num_videos: see :func:`tdc.processor.budget.frame_budget`.
         max_frames: frames instead of what the budget allows.
 
     Raises:
@@ -137,7 +138,7 @@ def load_sound(config: TDCConfig, sound: Any) -> np.ndarray | None:
 
 @stage("resize frames")
 def pack_media(config: TDCConfig, media: Sequence[Medium]) -> dict[str, Any]:
-    """All media behind each other: the inputs of :meth:`tdc.encode.VideoEncoder.forward`."""
+    """All media behind each other: the inputs of ``VideoEncoder.forward``."""
     inputs: dict[str, Any] = {}
     for name, side, mean in (
         ("siglip_pixels", config.siglip_image_size, IMAGENET_STANDARD_MEAN),

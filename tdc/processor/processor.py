@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import BatchFeature, ProcessorMixin
+from transformers import AutoProcessor, BatchFeature, ProcessorMixin
 
+from ..config import TDCConfig
+from ..errors import InputError
 from .chat_templates import CHATML
-from .config import TDCConfig
-from .errors import InputError
 from .media_inputs import Medium, Progress, load_image, load_video, pack_media
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class TDCProcessor(ProcessorMixin):
         Args:
             text: prompts with one ``<video>`` or ``<image>`` where each medium belongs.
             videos: files, uint8 arrays ``[T, H, W, 3]`` sampled at ``config.fps``, or
-                :class:`tdc.video.Video`, in the order of the placeholders.
+                :class:`tdc.media.video.Video`, in the order of the placeholders.
             images: files, PIL images or uint8 arrays ``[H, W, 3]``, likewise.
             audio: one entry per video: a file, an fp32 16-kHz waveform, ``False`` for silence, or
                 None for the video's own sound track.
@@ -87,7 +87,7 @@ class TDCProcessor(ProcessorMixin):
 
         Returns:
             ``input_ids``, ``attention_mask``, ``question_ids``, ``question_mask`` and the media
-            inputs of :meth:`tdc.encode.VideoEncoder.forward`.
+            inputs of :meth:`tdc.encoder.video_encoder.VideoEncoder.forward`.
 
         Raises:
             InputError: a file that cannot be read; placeholders that do not match the media.
@@ -327,3 +327,6 @@ def _pad(
         ids[i, place] = torch.tensor(row, dtype=torch.long)
         mask[i, place] = 1
     return ids, mask
+
+
+AutoProcessor.register(TDCConfig, TDCProcessor, exist_ok=True)

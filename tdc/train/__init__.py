@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from tdc.errors import InputError
+from ..errors import InputError
 
 
 def check_installed() -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from tdc.errors import InputError
+from ..errors import InputError
 
 STAGES = (1, 2, 3)
 PARTS = ("connector", "compressor", "language_model", "lora")

@@ -8,11 +8,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tdc._media import check_new_folder, whole_folder
-from tdc.errors import InputError
-from tdc.model import TDCForConditionalGeneration
-from tdc.processor import TDCProcessor
-
+from ..errors import InputError
+from ..files import check_new_folder, whole_folder
+from ..model import TDCForConditionalGeneration
+from ..processor.processor import TDCProcessor
 from .config import TrainConfig, from_dict
 from .stages import get_stage
 from .starting_model import starting_model

@@ -16,9 +16,8 @@ from typing import Any
 
 from torch import nn
 
-from tdc.config import TDCConfig
-from tdc.errors import InputError
-
+from ..config import TDCConfig
+from ..errors import InputError
 from .config import TrainConfig
 
 ENCODERS = ("video_encoder.siglip.", "video_encoder.dinov2.", "video_encoder.beats.")

@@ -18,17 +18,17 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, BertConfig, BertModel, BertTokenizer
 
-from tdc.beats import BEATs
-from tdc.chat_templates import BY_MODEL_TYPE, CHATML
-from tdc.config import TDCConfig
-from tdc.convert import Checkpoint, vision_config
-from tdc.errors import InputError
-from tdc.loading import read_config
-from tdc.model import TDCForConditionalGeneration
-from tdc.processor import TDCProcessor
-from tdc.release import our_names
-from tdc.towers import VisionTower
-
+from ..checkpoints.convert import vision_config
+from ..checkpoints.folder import Checkpoint
+from ..checkpoints.load import read_config
+from ..checkpoints.release_names import our_names
+from ..config import TDCConfig
+from ..encoder.beats import BEATs
+from ..encoder.towers import VisionTower
+from ..errors import InputError
+from ..model import TDCForConditionalGeneration
+from ..processor.chat_templates import BY_MODEL_TYPE, CHATML
+from ..processor.processor import TDCProcessor
 from .config import TrainConfig
 from .stages import Stage, stage_grids
 

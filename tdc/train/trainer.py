@@ -14,15 +14,16 @@ import torch
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from tdc.assembly import IGNORE_INDEX
-from tdc.errors import InputError
-from tdc.model import TDCForConditionalGeneration
-from tdc.processor import TDCProcessor
-
-from .collator import Collator
+from ..encoder.feature_store import FeatureStore, towers_fingerprint
+from ..errors import InputError
+from ..model import TDCForConditionalGeneration
+from ..processor.processor import TDCProcessor
+from ..prompt import IGNORE_INDEX
 from .config import TrainConfig
-from .dataset import RecordDataset
-from .feature_store import FeatureStore, towers_fingerprint
+from .data.collator import Collator
+from .data.media_encoder import MediaEncoder
+from .data.records import RecordDataset
+from .data.turns import around_media, separate
 from .stages import (
     Stage,
     add_lora,
@@ -34,8 +35,6 @@ from .stages import (
     trained_parts,
 )
 from .starting_model import starting_model
-from .tower_features import MediaEncoder
-from .turns import around_media, separate
 
 SETTINGS_FILE = "tdc_train.json"  # stage and settings, beside what was trained with them
 
@@ -100,7 +99,7 @@ def build_trainer(
         model, processor: to train instead of what the settings name; the model's grids stay as they
             are.
         dataset: examples instead of ``settings.data``; whatever
-            :func:`tdc.train.records.parse` takes.
+            :func:`tdc.train.data.records.parse` takes.
 
     Raises:
         InputError: settings, parts or records that do not fit.

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import tdc_kernels
-from bench import accelerate
+from bench.model import accelerate
 from tdc_kernels.patch import ALREADY
 
 

@@ -12,8 +12,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench import compare, harness, results
+from bench import compare
 from bench.__main__ import REFUSED, failing_tests
+from bench.report import results
+from bench.timing import turns as harness
 
 RATES = {"float32": 1e12}
 ROOT = Path(__file__).parent.parent.parent

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bench import compressor as bench
+from bench.model import compressor as bench
 from bench.peers import release_compressor
-from tdc.savings import Savings
+from tdc.compressor.speedups import Savings
 
 TINY = bench.Shape(
     frames=40,

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench import harness, timers
+from bench.timing import timers
+from bench.timing import turns as harness
 
 CALL_S = 10e-6
 

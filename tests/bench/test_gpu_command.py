@@ -17,8 +17,10 @@ from typing import Any
 import pytest
 import torch
 
-from bench import gpu, gpu_steps, gpu_summary
-from bench.gpu_steps import Machine, Outcome, Step
+from bench.gpu import __main__ as gpu
+from bench.gpu import steps as gpu_steps
+from bench.gpu import summary as gpu_summary
+from bench.gpu.steps import Machine, Outcome, Step
 from tdc_kernels import registry
 
 HOPPER = Machine("cuda", "90a")
@@ -133,7 +135,7 @@ def test_the_steps_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_every_op_is_tested_on_a_gpu() -> None:
     found = {path.name for path in gpu_steps.gpu_tests()}
     assert {f"test_{op}.py" for op in registry.ops()} <= found
-    assert {"test_registration.py", "test_graphs.py"} <= found
+    assert {"test_registration.py", "test_cuda_graphs.py"} <= found
 
 
 def test_the_steps_of_a_rehearsal(tmp_path: Path) -> None:

@@ -14,7 +14,12 @@ from typing import Any
 import pytest
 import torch
 
-from bench import ceilings, gpu_ops, gpu_summary, harness, results, sanitize
+from bench import gpu_ops
+from bench.gpu import sanitize
+from bench.gpu import summary as gpu_summary
+from bench.report import results
+from bench.timing import ceilings
+from bench.timing import turns as harness
 from tdc_kernels import registry
 
 ROOT = Path(__file__).parents[2]
@@ -108,6 +113,6 @@ def test_nan_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_backend_that_ran_nothing_is_an_error() -> None:
     """In a process of its own: the tests of the ops give this one CUDA kernels for the CPU."""
-    command = [sys.executable, "-m", "bench.sanitize", "--device", "cpu", "--backend", "cuda"]
+    command = [sys.executable, "-m", "bench.gpu.sanitize", "--device", "cpu", "--backend", "cuda"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and "cuda ran nothing" in done.stderr, done.stderr

@@ -8,8 +8,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from bench import gpu_ops, gpu_summary, harness, results
-from bench.gpu_steps import Outcome
+from bench import gpu_ops
+from bench.gpu import summary as gpu_summary
+from bench.gpu.steps import Outcome
+from bench.report import results
+from bench.timing import turns as harness
 
 
 def row(op: str, provider: str, ms: float, share: float = 0.5, **other: str) -> dict[str, Any]:

@@ -9,17 +9,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bench import providers, timers
+from bench import providers
 from bench.__main__ import benchmarks
-from bench.cases import Benchmark, Case, Cost
-from bench.ceilings import Ceilings, measure
+from bench.benchmark import Benchmark, Case, Cost
+from bench.timing import timers
+from bench.timing.ceilings import Ceilings, measure
 
 PEERS = ("release", "eager")
 SLOW = {torch.float32: 1.0, torch.bfloat16: 1.0}
 
 
 def benchmark(op: str) -> Benchmark:
-    return importlib.import_module(f"bench.{op}").BENCHMARK
+    return importlib.import_module(f"bench.ops.{op}").BENCHMARK
 
 
 def prepare(found: Benchmark, case: Case, **options) -> providers.Prepared:

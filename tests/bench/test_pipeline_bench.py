@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import harness, pipeline, pipeline_models
-from bench import pipeline_ways as ways
+from bench.model import pipeline, pipeline_models
+from bench.model import pipeline_ways as ways
+from bench.model.pipeline_ways import Refused, Setup
 from bench.peers import release_pipeline
-from bench.pipeline_ways import Refused, Setup
-from tdc.stages import measure
+from bench.timing import turns as harness
+from tdc.profiling import measure
 
 ROOT = Path(__file__).parent.parent.parent
 FRAMES = 12
@@ -241,8 +242,8 @@ def test_without_pyav_the_file_is_not_measured(
 
 def test_the_model_comes_without_pyav() -> None:
     code = (
-        "import sys; sys.modules['av'] = None; import tdc.model, tdc.media_inputs;"
-        "tdc.media_inputs.probe('README.md')"
+        "import sys; sys.modules['av'] = None; import tdc.model, tdc.processor.media_inputs;"
+        "tdc.processor.media_inputs.probe('README.md')"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert "ModuleNotFoundError: import of av" in done.stderr, done.stderr
@@ -269,4 +270,4 @@ def test_bad_arguments_are_one_line(
         pipeline.main(args)
     said = capsys.readouterr().err
     assert stop.value.code == 2 and said.count("\n") == 1
-    assert said.startswith(f"python -m bench.pipeline: {message}")
+    assert said.startswith(f"python -m bench.model.pipeline: {message}")

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from bench import harness, plots, results, table
+from bench.report import plots, results, table
+from bench.timing import turns as harness
 
 SIZES = [("paper", "forward"), ("paper", "forward+backward"), ("small", "forward")]
 

@@ -16,12 +16,12 @@ import run
 import torch
 from releases import DATA, released_state, write_beats, write_bert, write_release, write_towers
 from safetensors import safe_open
-from tiny import tiny_sound, tiny_video
+from toy import toy_sound, toy_video
 from transformers import AutoProcessor
 
 from tdc import InputError, TDCForConditionalGeneration
-from tdc.convert import convert_release
-from tdc.release import release_config
+from tdc.checkpoints.convert import convert_release
+from tdc.checkpoints.release_names import release_config
 
 MIB = 2**20
 
@@ -196,7 +196,7 @@ def test_towers_and_beats_are_added(tmp_path, towers):
         model.video_encoder.beats.parameters(), recorded.parameters(), strict=True
     ):
         assert torch.equal(ours, theirs)
-    inputs = processor(text="<video>\nwhat?", videos=[tiny_video(3)], audio=[tiny_sound(2)])
+    inputs = processor(text="<video>\nwhat?", videos=[toy_video(3)], audio=[toy_sound(2)])
     assert inputs["siglip_pixels"].shape[-1] == 384 and inputs["dinov2_pixels"].shape[-1] == 378
     assert model(**inputs).logits.isfinite().all()
 
@@ -344,8 +344,8 @@ def test_bert_may_lie_elsewhere(tmp_path):
 
 WATCH = """
 import sys, threading, time
-from tdc.convert import convert_release
-from tdc.release import release_config
+from tdc.checkpoints.convert import convert_release
+from tdc.checkpoints.release_names import release_config
 
 def anonymous():
     for line in open("/proc/self/status"):

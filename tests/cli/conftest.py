@@ -4,19 +4,15 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "media"))  # clips.py
-
 from clips import tone, write_clip
 from model_folders import write_model
 
-from tdc.cli import main
+from tdc.cli.main import main
 
 
 @dataclass(frozen=True)

@@ -205,7 +205,7 @@ def test_output_in_a_missing_folder_is_noticed_before_the_work(tdc, clip, tmp_pa
     def never(*_):
         raise AssertionError("the model was loaded first")
 
-    for loader in ("tdc.commands._pipeline.load_model", "tdc.loading.load_dinov2"):
+    for loader in ("tdc.checkpoints.load.load_model", "tdc.checkpoints.load.load_dinov2"):
         monkeypatch.setattr(loader, never)
     gone = tmp_path / "none"
     for arguments in (
@@ -284,7 +284,7 @@ def test_interruption_leaves_no_file(tdc, clip, outputs, model_dir, monkeypatch)
         Path(path).write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tdc.commands.encode._save", interrupted)
+    monkeypatch.setattr("tdc.cli.encode._save", interrupted)
     done = tdc("encode", clip, "-o", outputs / "c.safetensors", "--model", model_dir)
     assert (done.code, done.err) == (130, "tdc: interrupted\n")
     assert not list(outputs.iterdir())
@@ -294,6 +294,6 @@ def test_bugs_keep_their_traceback(tdc, clip, monkeypatch):
     def broken(*_):
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("tdc.commands._pipeline.load_model", broken)
+    monkeypatch.setattr("tdc.checkpoints.load.load_model", broken)
     with pytest.raises(ZeroDivisionError):
         tdc("chat", clip, "Who?")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tdc.small import byte_tokenizer
+from tdc.testing import byte_tokenizer
 
 DATA = Path(__file__).parents[1] / "parity" / "data"
 

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from tdc import stages
-from tdc.stages import measure, stage
+from tdc import profiling as stages
+from tdc.profiling import measure, stage
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-import tdc.timeline
+import tdc.cli.timeline
+from tdc.cli.timeline import draw_timeline
 from tdc.errors import InputError
-from tdc.timeline import draw_timeline
-from tdc.times import clock
+from tdc.media.clock import clock
 
 
 def inputs(frames: int, scenes: int, size: tuple[int, int] = (64, 48), step: float = 1.0) -> dict:
@@ -157,7 +157,7 @@ def test_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         target.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(tdc.timeline.Figure, "savefig", broken)
+    monkeypatch.setattr(tdc.cli.timeline.Figure, "savefig", broken)
     with pytest.raises(OSError, match="disk full"):
         draw_timeline(tmp_path / "t.png", **inputs(4, 2))
     assert list(tmp_path.iterdir()) == []

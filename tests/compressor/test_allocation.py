@@ -15,12 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from releases import DATA, released_state
 from test_compressor import K, compressor, frame_tokens, plan_of, ragged
-from test_savings import NAMES, question, unprojected
-from tiny import PROMPT, tiny_config, tiny_inputs, tiny_model, tiny_processor, tiny_video
+from test_speedups import NAMES, question, unprojected
+from toy import PROMPT, toy_config, toy_inputs, toy_model, toy_processor, toy_video
 
-import tdc.compressor
+import tdc.compressor.compressor
 from tdc import TDCConfig, answer_long_video
-from tdc.adaptive import (
+from tdc.checkpoints.release_names import release_config
+from tdc.compressor.allocation import (
     FRAMES_AT_A_TIME,
     allocate,
     context_lengths,
@@ -29,13 +30,12 @@ from tdc.adaptive import (
     least_tokens,
     slots,
 )
-from tdc.budget import frame_budget
-from tdc.features import VideoFeatures
-from tdc.geometry import pool_bins
-from tdc.graphs import BucketedGraphs
+from tdc.compressor.cuda_graphs import BucketedGraphs
+from tdc.compressor.speedups import Savings
+from tdc.encoder.features import VideoFeatures
+from tdc.encoder.geometry import pool_bins
 from tdc.model import MEDIA_INPUTS
-from tdc.release import release_config
-from tdc.savings import Savings
+from tdc.processor.budget import frame_budget
 from tdc_kernels import plan_context
 
 MOST = 2 * K
@@ -104,7 +104,7 @@ def test_changes_against_the_formula(make, monkeypatch):
     wanted = [naive_change(features, *pair) for pair in zip(frames, anchors, strict=True)]
     got = frame_changes(features, frames, anchors, K)
     assert got == pytest.approx(wanted, abs=1e-9) and min(got) > 0.1
-    monkeypatch.setattr("tdc.adaptive.FRAMES_AT_A_TIME", 2)
+    monkeypatch.setattr("tdc.compressor.allocation.FRAMES_AT_A_TIME", 2)
     assert FRAMES_AT_A_TIME > 2
     assert frame_changes(features, frames, anchors, K) == pytest.approx(got, abs=1e-12)
     features.visual[[2, 4]] = features.visual[[0, 4]]
@@ -188,7 +188,9 @@ def test_one_call_equals_frame_by_frame(query_type, static):
 @torch.no_grad()
 @pytest.mark.parametrize("name", [None, *NAMES])
 def test_savings_change_nothing(name, monkeypatch):
-    monkeypatch.setattr(tdc.compressor, "GRAPHS_ON", "cpu")  # a replay calls the function again
+    monkeypatch.setattr(
+        tdc.compressor.compressor, "GRAPHS_ON", "cpu"
+    )  # a replay calls the function again
     monkeypatch.setattr(BucketedGraphs.__init__, "__defaults__", (replay,))
     module, features, asked = compressor().eval(), unprojected(), question(True)
     plan = ragged_plan(features)
@@ -252,8 +254,8 @@ def test_gradients_reach_every_parameter(query_type):
 
 @pytest.fixture(scope="module")
 def adaptive():
-    config = tiny_config(context_allocation="adaptive", num_context_tokens=4, num_scenes=3)
-    return tiny_model(config), tiny_processor(config)
+    config = toy_config(context_allocation="adaptive", num_context_tokens=4, num_scenes=3)
+    return toy_model(config), toy_processor(config)
 
 
 def media_of(inputs) -> dict:
@@ -271,7 +273,7 @@ def fixed_plan(config, features, room=None):
 @torch.no_grad()
 def test_contexts_are_as_long_as_fixed_ones(adaptive):
     model, processor = adaptive
-    texts, videos = [PROMPT, "<video>\nWhere?"], [tiny_video(14), tiny_video(9, (48, 24), 1)]
+    texts, videos = [PROMPT, "<video>\nWhere?"], [toy_video(14), toy_video(9, (48, 24), 1)]
     both = processor(text=texts, videos=videos, audio=[False, False])
     features = model.encode_video(**media_of(both))
     context = model.build_context(features, both["question_ids"], both["question_mask"])
@@ -292,7 +294,7 @@ def test_contexts_are_as_long_as_fixed_ones(adaptive):
 @torch.no_grad()
 def test_context_fits_the_budget_and_is_trimmed_beyond_it(adaptive):
     model, processor = adaptive
-    inputs = tiny_inputs(processor, frames=14, sound=0)
+    inputs = toy_inputs(processor, frames=14, sound=0)
     features = model.encode_video(**media_of(inputs))
     full = fixed_plan(model.config, features).total_tokens
     plan = model.build_context(features, max_tokens=full).plan
@@ -304,14 +306,14 @@ def test_context_fits_the_budget_and_is_trimmed_beyond_it(adaptive):
     kept = shorter.plan.dynamic.tolist()
     assert 0 < len(kept) < len(before)
     assert shorter.plan.compressed_lengths.tolist() == [before[frame] for frame in kept]
-    fixed = tiny_config(num_context_tokens=4, num_scenes=3)
+    fixed = toy_config(num_context_tokens=4, num_scenes=3)
     assert frame_budget(model.config, 40, 20) == frame_budget(fixed, 40, 20)
 
 
 @torch.no_grad()
 def test_generate_images_and_lvcot(adaptive):
     model, processor = adaptive
-    images, video = [tiny_video(1, seed=5)[0]], [tiny_video(9)]
+    images, video = [toy_video(1, seed=5)[0]], [toy_video(9)]
     mixed = processor(text="<image>\nand <video>\n?", images=images, videos=video, audio=[False])
     assert model.generate(**mixed, max_new_tokens=3, eos_token_id=None).shape == (1, 3)
     tokens = model.build_context(model.encode_video(**media_of(mixed))).tokens
@@ -319,13 +321,13 @@ def test_generate_images_and_lvcot(adaptive):
     (alone,) = model.build_context(model.encode_video(**media_of(picture))).tokens
     torch.testing.assert_close(tokens[0], alone, rtol=0, atol=1e-5)
     options = {"do_sample": False, "max_new_tokens": 4, "segment_tokens": 3}
-    answer = answer_long_video(model, processor, tiny_video(24), "What moves?", 2, **options)
+    answer = answer_long_video(model, processor, toy_video(24), "What moves?", 2, **options)
     assert len(answer.segments) == 2 and answer.answer
 
 
 def test_training_step(adaptive):
     model, processor = adaptive
-    inputs = tiny_inputs(processor, frames=10)
+    inputs = toy_inputs(processor, frames=10)
     model.train()
     try:
         loss = model(**inputs, labels=inputs["input_ids"]).loss
@@ -339,7 +341,7 @@ def test_training_step(adaptive):
 
 @torch.no_grad()
 def test_fixed_is_the_default_and_plans_nothing_else(model, processor):
-    inputs = tiny_inputs(processor)
+    inputs = toy_inputs(processor)
     features = model.encode_video(**media_of(inputs))
     plan = model.build_context(features).plan
     assert plan.compressed_lengths is None and plan.num_queries == 3
@@ -351,14 +353,14 @@ def test_fixed_is_the_default_and_plans_nothing_else(model, processor):
 
 def test_configuration(tmp_path):
     assert TDCConfig().context_allocation == "fixed" and TDCConfig().most_context_tokens == 16
-    config = tiny_config(context_allocation="adaptive")
+    config = toy_config(context_allocation="adaptive")
     assert config.most_context_tokens == 6
-    config = tiny_config(context_allocation="adaptive", max_context_tokens_per_frame=5)
+    config = toy_config(context_allocation="adaptive", max_context_tokens_per_frame=5)
     config.save_pretrained(tmp_path)
     loaded = TDCConfig.from_pretrained(tmp_path)
     assert (loaded.context_allocation, loaded.most_context_tokens) == ("adaptive", 5)
     with pytest.raises(ValueError, match="max_context_tokens_per_frame is 2; expected None or at"):
-        tiny_config(max_context_tokens_per_frame=2)
+        toy_config(max_context_tokens_per_frame=2)
 
 
 def test_converted_models_stay_fixed():

@@ -6,13 +6,13 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import QFORMER, cuts_at
 from torch import Tensor
+from toy import QFORMER, cuts_at
 from transformers import BertConfig
 
-from tdc.compressor import Compressor
-from tdc.features import VideoFeatures
-from tdc.geometry import pool_bins
+from tdc.compressor.compressor import Compressor
+from tdc.encoder.features import VideoFeatures
+from tdc.encoder.geometry import pool_bins
 from tdc_kernels import plan_context
 
 D, K, AUDIO_WIDTH, AUDIO = 20, 3, 12, 4

@@ -11,12 +11,12 @@ from dataclasses import replace
 import pytest
 import torch
 from test_compressor import compressor, ragged
-from test_savings import question, run, unprojected
+from test_speedups import question, run, unprojected
 
-import tdc.compressor
-import tdc.graphs
-from tdc.graphs import MOST, BucketedGraphs, bucket
-from tdc.savings import Savings
+import tdc.compressor.compressor
+import tdc.compressor.cuda_graphs
+from tdc.compressor.cuda_graphs import MOST, BucketedGraphs, bucket
+from tdc.compressor.speedups import Savings
 
 
 class Recorder:
@@ -60,7 +60,7 @@ def test_sizes_of_a_bucket_share_a_graph():
 @pytest.mark.parametrize("padded", [False, True])
 def test_compressor(monkeypatch, make, padded):
     record = Recorder()
-    monkeypatch.setattr(tdc.compressor, "GRAPHS_ON", "cpu")
+    monkeypatch.setattr(tdc.compressor.compressor, "GRAPHS_ON", "cpu")
     monkeypatch.setattr(BucketedGraphs.__init__, "__defaults__", (record,))
     module = compressor().eval()
     savings = replace(Savings(), cuda_graphs=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import QFORMER
+from toy import QFORMER
 from transformers import BertConfig, InstructBlipQFormerConfig, InstructBlipQFormerModel
 
-from tdc.qformer import QFormer
+from tdc.compressor.qformer import QFormer
 
 WIDTH = 20  # of the frame tokens
 ROWS, QUERIES, VISUAL, AUDIO, TEXT = 5, 3, 7, 4, 6

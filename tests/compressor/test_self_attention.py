@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tdc import attention
+from tdc.compressor import self_attention as attention
 
 
 def padded(rows: int = 4) -> tuple[torch.Tensor, ...]:

@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from test_compressor import D, K, compressor, plan_of, ragged
 from torch import Tensor
 
-import tdc.compressor
-import tdc.qformer
-from tdc.features import VideoFeatures
-from tdc.prepared import Prepared
-from tdc.savings import Savings
+import tdc.compressor.compressor
+import tdc.compressor.qformer
+from tdc.compressor.speedups import Savings
+from tdc.encoder.features import VideoFeatures
+from tdc.tensor_cache import Prepared
 
 NAMES = [field.name for field in fields(Savings)]
 each = pytest.mark.parametrize("name", NAMES)
@@ -133,13 +133,13 @@ def test_less_work(monkeypatch):
 def test_folded_tokens_keep_their_width(monkeypatch):
     module, features = compressor().eval(), unprojected()
     widths = []
-    attend = tdc.qformer.CrossAttention.forward
+    attend = tdc.compressor.qformer.CrossAttention.forward
 
     def forward(self, x, visual, audio=None, **rows):
         widths.append((visual.shape[2], audio.shape[2]))
         return attend(self, x, visual, audio, **rows)
 
-    monkeypatch.setattr(tdc.qformer.CrossAttention, "forward", forward)
+    monkeypatch.setattr(tdc.compressor.qformer.CrossAttention, "forward", forward)
     run(module, features, Savings())
     assert set(widths) == {(32, 16)}  # as it came; 12 and a one, rounded up to a multiple of 8
     widths.clear()
@@ -150,9 +150,11 @@ def test_folded_tokens_keep_their_width(monkeypatch):
 @torch.no_grad()
 def test_the_next_question_finds_what_does_not_depend_on_it(monkeypatch):
     module, features, pooled = compressor().eval(), ragged(), []
-    pool = tdc.compressor.anchor_queries
+    pool = tdc.compressor.compressor.anchor_queries
     monkeypatch.setattr(
-        tdc.compressor, "anchor_queries", lambda *a, **k: pooled.append(1) or pool(*a, **k)
+        tdc.compressor.compressor,
+        "anchor_queries",
+        lambda *a, **k: pooled.append(1) or pool(*a, **k),
     )
     run(module, features, Savings(), **question(False))
     first = len(pooled)
@@ -169,7 +171,7 @@ def test_the_next_question_finds_what_does_not_depend_on_it(monkeypatch):
 def test_kept_keys_and_values_spare_the_cross_attention(monkeypatch):
     module, features = compressor().eval(), ragged()
     savings = replace(Savings(), joint_keys_values=True)
-    monkeypatch.setattr(tdc.qformer.CrossAttention, "forward", None)  # not called
+    monkeypatch.setattr(tdc.compressor.qformer.CrossAttention, "forward", None)  # not called
     products = []
     linear = torch.matmul
     monkeypatch.setattr(torch, "matmul", lambda *a, **k: products.append(1) or linear(*a, **k))
@@ -239,7 +241,7 @@ def half(module, features):
 @pytest.mark.parametrize("make", [ragged, unprojected])
 def test_half_types_in_fp32(make, monkeypatch):
     """Closer to fp64 than half precision all the way; nothing else changes."""
-    monkeypatch.setattr(tdc.compressor, "has_matrix_units", lambda: False)
+    monkeypatch.setattr(tdc.compressor.compressor, "has_matrix_units", lambda: False)
     torch.manual_seed(3)
     module, features = half(compressor().eval(), make())
     asked = question(False)
@@ -255,7 +257,7 @@ def test_half_types_in_fp32(make, monkeypatch):
 
 @torch.no_grad()
 def test_half_types_stay_where_there_are_units_for_them(monkeypatch):
-    monkeypatch.setattr(tdc.compressor, "has_matrix_units", lambda: True)
+    monkeypatch.setattr(tdc.compressor.compressor, "has_matrix_units", lambda: True)
     module, features = half(compressor().eval(), ragged())
     monkeypatch.setattr(type(module), "_in_fp32", None)
     run(module, features, Savings())

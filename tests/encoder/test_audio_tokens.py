@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from tdc.audio_tokens import audio_tokens, pool_tokens
-from tdc.beats import BEATs, BEATsConfig
+from tdc.encoder.audio_tokens import audio_tokens, pool_tokens
+from tdc.encoder.beats import BEATs, BEATsConfig
+from tdc.encoder.geometry import pool_bins
 from tdc.errors import InputError
-from tdc.geometry import pool_bins
 
 
 class Clock(nn.Module):

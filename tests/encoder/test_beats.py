@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tdc.beats import (
+from tdc.encoder.beats import (
     FBANK_MEAN,
     FBANK_STD,
     BEATs,
@@ -20,8 +20,8 @@ from tdc.beats import (
     beats_state_dict,
     relative_position_bucket,
 )
+from tdc.encoder.fbank import kaldi_fbank, num_fbank_frames
 from tdc.errors import InputError
-from tdc.fbank import kaldi_fbank, num_fbank_frames
 
 DATA = Path(__file__).parents[1] / "parity" / "data"
 TINY = {

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from tdc.connector import SVAConnector, absorbing_pays, frame_position_table
-from tdc.geometry import Box, kept_box
-from tdc.release import connector_key_map
+from tdc.checkpoints.release_names import connector_key_map
+from tdc.encoder.connector import SVAConnector, frame_position_table
+from tdc.encoder.geometry import Box, kept_box
+from tdc.encoder.window_attention import absorbing_pays
 
 UNITS = Path(__file__).parents[1] / "parity" / "data" / "units.npz"
 SIGLIP, DINOV2, V, D, HEADS = 10, 6, 16, 20, 4
@@ -141,7 +142,9 @@ def test_absorbed_keys_and_values_change_nothing(masked, monkeypatch):
     mask = connector.window_mask(300, 240) if masked else None
     found = []
     for absorbed in (True, False):
-        monkeypatch.setattr("tdc.connector.absorbing_pays", lambda query, way=absorbed: way)
+        monkeypatch.setattr(
+            "tdc.encoder.window_attention.absorbing_pays", lambda query, way=absorbed: way
+        )
         out = connector.grid_tokens(*features, mask)
         leaves = [*features, *connector.parameters()]
         weigh = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view(out.shape)

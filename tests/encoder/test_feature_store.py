@@ -10,14 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import tiny_processor
+from toy import toy_processor
 from train_samples import calm_model, settings
 
-from tdc.train.collator import Collator
-from tdc.train.feature_store import FeatureStore, towers_fingerprint
-from tdc.train.records import parse
+from tdc.encoder.feature_store import FeatureStore, towers_fingerprint
+from tdc.encoder.tower_features import TowerFeatures
+from tdc.train.data.collator import Collator
+from tdc.train.data.media_batch import MediaBatch, Pixels
+from tdc.train.data.media_encoder import MediaEncoder
+from tdc.train.data.records import parse
 from tdc.train.run import train
-from tdc.train.tower_features import MediaBatch, MediaEncoder, Pixels, TowerFeatures
 
 
 @pytest.fixture
@@ -37,7 +39,7 @@ class Towers:
         self.model = calm_model().eval() if model is None else model
         config = self.model.config
         self.store = FeatureStore(folder, towers_fingerprint(self.model.video_encoder, config))
-        self.collator = Collator(tiny_processor(config), store=self.store)
+        self.collator = Collator(toy_processor(config), store=self.store)
         self.encoder = MediaEncoder(self.model.video_encoder, self.store)
 
     def see(self, **media):
@@ -146,7 +148,7 @@ def test_a_write_that_fails_leaves_nothing(folder, tmp_path, monkeypatch):
         Path(path).write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr("tdc.train.feature_store.save_file", fail)
+    monkeypatch.setattr("tdc.encoder.feature_store.save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         towers.see(image=str(folder / "a.png"))
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]

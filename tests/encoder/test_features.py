@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tdc.features import VideoFeatures
-from tdc.segment import segment
+from tdc.encoder.features import VideoFeatures
+from tdc.encoder.segment import segment
 
 FRAMES, TOKENS, WIDTH, DINO = 11, 4, 6, 8
 

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tdc.geometry import (
+from tdc.encoder.geometry import (
     Box,
     frame_token_count,
     kept_box,

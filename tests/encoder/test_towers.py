@@ -22,15 +22,9 @@ from transformers import (
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
+from tdc.encoder.towers import VisionTower, resize_token_grid
 from tdc.errors import InputError
-from tdc.towers import (
-    VisionTower,
-    normalize_pixels,
-    padding_color,
-    preprocess_frames,
-    resize_frames,
-    resize_token_grid,
-)
+from tdc.media.pixels import normalize_pixels, padding_color, preprocess_frames, resize_frames
 
 DATA = Path(__file__).parents[1] / "parity" / "data"
 SMALL = {

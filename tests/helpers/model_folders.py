@@ -10,8 +10,8 @@ import torch
 
 from tdc.config import TDCConfig
 from tdc.model import TDCForConditionalGeneration
-from tdc.processor import TDCProcessor
-from tdc.small import byte_tokenizer, character_bert_tokenizer, small_config
+from tdc.processor.processor import TDCProcessor
+from tdc.testing import byte_tokenizer, character_bert_tokenizer, small_config
 
 
 def write_model(folder: Path) -> Path:

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import Dinov2Config, Dinov2Model, SiglipVisionConfig, SiglipVisionModel
 
-from tdc.small import byte_tokenizer
+from tdc.testing import byte_tokenizer
 
 DATA = Path(__file__).parents[1] / "parity" / "data"
 

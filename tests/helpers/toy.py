@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from tdc import TDCConfig, TDCForConditionalGeneration, TDCProcessor
-from tdc.processor import ModelInputs
-from tdc.segment import Segmentation
-from tdc.small import _bert_vocabulary, byte_tokenizer, character_bert_tokenizer
+from tdc.encoder.segment import Segmentation
+from tdc.processor.processor import ModelInputs
+from tdc.testing import _bert_vocabulary, byte_tokenizer, character_bert_tokenizer
 
 QUESTION = "What moves in the video?"
 PROMPT = f"<video>\n{QUESTION}"
@@ -64,7 +64,7 @@ BEATS = {
 }
 
 
-def tiny_config(**changes: Any) -> TDCConfig:
+def toy_config(**changes: Any) -> TDCConfig:
     """Square frames have 20 tokens (4 x 4 and newlines), 2:1 landscapes 10."""
     fields: dict[str, Any] = {
         "text_config": TEXT,
@@ -88,17 +88,17 @@ def tiny_config(**changes: Any) -> TDCConfig:
     return TDCConfig(**{**fields, **changes})
 
 
-def tiny_model(config: TDCConfig | None = None, seed: int = 0) -> TDCForConditionalGeneration:
+def toy_model(config: TDCConfig | None = None, seed: int = 0) -> TDCForConditionalGeneration:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return TDCForConditionalGeneration(config or tiny_config()).eval()
+        return TDCForConditionalGeneration(config or toy_config()).eval()
 
 
-def tiny_processor(config: TDCConfig | None = None) -> TDCProcessor:
-    return TDCProcessor(byte_tokenizer(), character_bert_tokenizer(), config or tiny_config())
+def toy_processor(config: TDCConfig | None = None) -> TDCProcessor:
+    return TDCProcessor(byte_tokenizer(), character_bert_tokenizer(), config or toy_config())
 
 
-def tiny_video(
+def toy_video(
     frames: int = 10, size: tuple[int, int] = (24, 24), seed: int = 0, scenes: int = 3
 ) -> np.ndarray:
     """uint8 ``[T, H, W, 3]``: ``scenes`` backgrounds, and a square that moves."""
@@ -112,13 +112,13 @@ def tiny_video(
     return video
 
 
-def tiny_sound(seconds: float = 10, seed: int = 0) -> np.ndarray:
+def toy_sound(seconds: float = 10, seed: int = 0) -> np.ndarray:
     """fp32 ``[n]`` at 16 kHz."""
     rng = np.random.default_rng(seed)
     return (0.3 * rng.standard_normal(round(seconds * 16_000))).astype(np.float32)
 
 
-def tiny_inputs(
+def toy_inputs(
     processor: TDCProcessor,
     text: str = PROMPT,
     frames: int = 10,
@@ -127,8 +127,8 @@ def tiny_inputs(
     sound: float = 4.0,
 ) -> ModelInputs:
     """Model inputs for one prompt about one video with ``sound`` seconds of sound."""
-    audio = [tiny_sound(sound, seed)] if sound else [False]
-    return processor(text=text, videos=[tiny_video(frames, size, seed)], audio=audio)
+    audio = [toy_sound(sound, seed)] if sound else [False]
+    return processor(text=text, videos=[toy_video(frames, size, seed)], audio=audio)
 
 
 def cuts_at(boundaries: list[list[int]], cu_frames: list[int], size: int = 3) -> Segmentation:

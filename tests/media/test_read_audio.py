@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from clips import tone, truncate, write_clip
 
-from tdc.audio import has_audio, read_audio
 from tdc.errors import InputError
+from tdc.media.audio import has_audio, read_audio
 
 
 def heard(wave: np.ndarray, rate: int = 16000) -> tuple[float, float]:

@@ -11,10 +11,10 @@ import pytest
 from clips import number_of, numbered, numbers_of, tone, truncate, write_clip
 from PIL import Image
 
-from tdc._frames import FrameReader
-from tdc._media import open_media, video_stream
 from tdc.errors import InputError
-from tdc.video import probe, read_image, read_video
+from tdc.media.container import open_media, video_stream
+from tdc.media.packets import FrameReader
+from tdc.media.video import probe, read_image, read_video
 
 
 @pytest.fixture(scope="module")

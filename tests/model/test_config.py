@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from tiny import GPT2, LLAMA, TIED, tiny_config
+from toy import GPT2, LLAMA, TIED, toy_config
 from transformers import (
     AutoConfig,
     BertConfig,
@@ -38,17 +38,17 @@ def test_release_behaviour_names_fields_and_changes_each():
 
 
 def test_sub_configurations_from_dicts_and_objects():
-    config = tiny_config()
+    config = toy_config()
     assert type(config.text_config) is Qwen2Config
     assert type(config.siglip_config) is SiglipVisionConfig
     assert type(config.dinov2_config) is Dinov2Config
     assert type(config.qformer_config) is BertConfig
     assert config.get_text_config() is config.text_config
-    again = tiny_config(text_config=config.text_config, qformer_config=config.qformer_config)
+    again = toy_config(text_config=config.text_config, qformer_config=config.qformer_config)
     assert again.to_dict() == config.to_dict()
     # Widths follow the towers; without towers they say what features will come.
     assert (config.siglip_hidden_size, config.dinov2_hidden_size) == (16, 24)
-    bare = tiny_config(siglip_config=None, dinov2_config=None, siglip_hidden_size=40)
+    bare = toy_config(siglip_config=None, dinov2_config=None, siglip_hidden_size=40)
     assert bare.siglip_config is None and bare.siglip_hidden_size == 40
 
 
@@ -57,7 +57,7 @@ def test_sub_configurations_from_dicts_and_objects():
     [(LLAMA, LlamaConfig, False), (GPT2, GPT2Config, True), (TIED, Qwen2Config, True)],
 )
 def test_any_decoder(text, cls, tied):
-    config = tiny_config(text_config=text)
+    config = toy_config(text_config=text)
     assert type(config.text_config) is cls
     assert config.hidden_size == 32
     assert config.tie_word_embeddings is tied
@@ -66,7 +66,7 @@ def test_any_decoder(text, cls, tied):
 @pytest.mark.parametrize("through_auto", [False, True])
 def test_round_trip_through_a_file(tmp_path, through_auto):
     changes = {"scene_window": 8, "frame_positions": "release", "similarity_threshold": 0.5}
-    config = tiny_config(text_config=LLAMA, **RELEASE_BEHAVIOUR | changes)
+    config = toy_config(text_config=LLAMA, **RELEASE_BEHAVIOUR | changes)
     config.save_pretrained(tmp_path)
     cls = AutoConfig if through_auto else TDCConfig
     loaded = cls.from_pretrained(tmp_path)
@@ -81,9 +81,9 @@ def test_round_trip_through_a_file(tmp_path, through_auto):
 @pytest.mark.parametrize("name", sorted(_CHOICES))
 def test_choices_are_checked(name):
     for value in _CHOICES[name]:
-        assert getattr(tiny_config(**{name: value}), name) == value
+        assert getattr(toy_config(**{name: value}), name) == value
     with pytest.raises(ValueError, match=f"^{name} is 'nonsense'; expected one of ") as error:
-        tiny_config(**{name: "nonsense"})
+        toy_config(**{name: "nonsense"})
     assert "\n" not in str(error.value)
 
 
@@ -100,4 +100,4 @@ def test_choices_are_checked(name):
 )
 def test_impossible_numbers_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        tiny_config(**changes)
+        toy_config(**changes)

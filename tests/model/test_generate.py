@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import torch
-from tiny import tiny_inputs, tiny_model
+from toy import toy_inputs, toy_model
 
 
 @torch.no_grad()
 def test_greedy_decoding_is_the_argmax_of_forward(model, processor):
-    inputs = tiny_inputs(processor)
+    inputs = toy_inputs(processor)
     prompt = model.prepare_prompt(**inputs)
     answer = model.generate(**inputs, do_sample=False, max_new_tokens=5, eos_token_id=None)
     embeds, expected = prompt.inputs_embeds, []
@@ -22,7 +22,7 @@ def test_greedy_decoding_is_the_argmax_of_forward(model, processor):
 
 
 def test_sampling_follows_the_seed(model, processor):
-    inputs = tiny_inputs(processor)
+    inputs = toy_inputs(processor)
 
     def sample(seed: int) -> list:
         torch.manual_seed(seed)
@@ -46,7 +46,7 @@ def test_streamer_gets_every_token_as_it_comes(model, processor):
 
     streamer = Collector()
     answer = model.generate(
-        **tiny_inputs(processor),
+        **toy_inputs(processor),
         do_sample=False,
         max_new_tokens=4,
         eos_token_id=None,
@@ -58,7 +58,7 @@ def test_streamer_gets_every_token_as_it_comes(model, processor):
 
 
 def test_generation_config_counts(processor):
-    model, inputs = tiny_model(), tiny_inputs(processor)
+    model, inputs = toy_model(), toy_inputs(processor)
     model.generation_config.max_new_tokens = 3
     model.generation_config.eos_token_id = None
     assert model.generate(**inputs).shape == (1, 3)
@@ -66,7 +66,7 @@ def test_generation_config_counts(processor):
 
 
 def test_generation_stops_at_eos_and_takes_beams(model, processor):
-    inputs = tiny_inputs(processor)
+    inputs = toy_inputs(processor)
     free = model.generate(**inputs, do_sample=False, max_new_tokens=6, eos_token_id=None)[0]
     stop = free[2].item()
     stopped = model.generate(**inputs, do_sample=False, max_new_tokens=6, eos_token_id=stop)[0]

@@ -8,13 +8,13 @@ from itertools import pairwise
 
 import pytest
 import torch
-from tiny import tiny_config, tiny_model, tiny_processor, tiny_sound, tiny_video
+from toy import toy_config, toy_model, toy_processor, toy_sound, toy_video
 
 from tdc import InputError, answer_long_video
+from tdc.answer import ask as ask_model
 from tdc.lvcot import PROMPTS, Prompts
-from tdc.lvcot import ask as ask_model
+from tdc.media.clock import clock
 from tdc.model import MEDIA_INPUTS
-from tdc.times import clock
 
 FRAMES = 40
 QUESTION = "What moves?"
@@ -23,8 +23,8 @@ GREEDY = {"do_sample": False, "max_new_tokens": 6, "segment_tokens": 4}
 
 @pytest.fixture(scope="module")
 def pair():
-    config = tiny_config(max_context_length=900)
-    return tiny_model(config), tiny_processor(config)
+    config = toy_config(max_context_length=900)
+    return toy_model(config), toy_processor(config)
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def calls(pair, monkeypatch):
 
 
 def ask(pair, segments, **options):
-    video, sound = tiny_video(FRAMES, scenes=7), tiny_sound(20)
+    video, sound = toy_video(FRAMES, scenes=7), toy_sound(20)
     return answer_long_video(*pair, video, QUESTION, segments, audio=sound, **{**GREEDY, **options})
 
 
@@ -125,7 +125,7 @@ def test_segment_answers_are_those_of_the_segments_alone(pair):
     model, processor = pair
     result = ask(pair, 2)
     inputs = processor(
-        text="<video>", videos=[tiny_video(FRAMES, scenes=7)], audio=[tiny_sound(20)], max_frames=99
+        text="<video>", videos=[toy_video(FRAMES, scenes=7)], audio=[toy_sound(20)], max_frames=99
     )
     media = {name: inputs[name] for name in MEDIA_INPUTS if name in inputs}
     with torch.no_grad():
@@ -140,7 +140,7 @@ def test_segment_answers_are_those_of_the_segments_alone(pair):
 
 
 def test_fewer_frames_than_segments(pair):
-    result = answer_long_video(*pair, tiny_video(3), QUESTION, 10, **GREEDY)
+    result = answer_long_video(*pair, toy_video(3), QUESTION, 10, **GREEDY)
     assert [(s.start, s.end) for s in result.segments] == [(0, 1), (1, 2), (2, 3)]
 
 
@@ -171,4 +171,4 @@ def test_what_cannot_be_done_is_said(pair):
     with pytest.raises(ValueError, match="num_segments is 0; expected at least 1"):
         ask(pair, 0)
     with pytest.raises(InputError, match=r"the question has .* tokens"):
-        answer_long_video(*pair, tiny_video(4), "why " * 300, 2, **GREEDY)
+        answer_long_video(*pair, toy_video(4), "why " * 300, 2, **GREEDY)

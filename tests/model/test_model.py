@@ -8,24 +8,24 @@ import logging
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import (
+from toy import (
     GPT2,
     LLAMA,
     PROMPT,
     TIED,
-    tiny_config,
-    tiny_inputs,
-    tiny_model,
-    tiny_processor,
-    tiny_sound,
-    tiny_video,
+    toy_config,
+    toy_inputs,
+    toy_model,
+    toy_processor,
+    toy_sound,
+    toy_video,
 )
 
 from tdc import InputError
+from tdc.answer import ask
+from tdc.compressor.speedups import Savings
 from tdc.config import RELEASE_BEHAVIOUR
-from tdc.lvcot import ask
 from tdc.model import MEDIA_INPUTS
-from tdc.savings import Savings
 from tdc_kernels import use_backend
 
 
@@ -37,8 +37,8 @@ def media_of(inputs) -> dict:
 def pair(processor):
     """A batch of two: other lengths, shapes and questions, sound on the first only."""
     texts = [PROMPT, "<video>\nHow many dogs, and where do they all run to?"]
-    videos = [tiny_video(10, seed=0), tiny_video(7, (48, 24), seed=1)]
-    sounds = [tiny_sound(4.0), False]
+    videos = [toy_video(10, seed=0), toy_video(7, (48, 24), seed=1)]
+    sounds = [toy_sound(4.0), False]
     both = processor(text=texts, videos=videos, audio=sounds)
     singles = [
         processor(text=texts[i], videos=[videos[i]], audio=[sounds[i]]) for i in range(len(texts))
@@ -51,7 +51,7 @@ def pair(processor):
 
 @torch.no_grad()
 def test_context_replaces_the_placeholder(model, processor):
-    inputs = tiny_inputs(processor)
+    inputs = toy_inputs(processor)
     features = model.encode_video(**media_of(inputs))
     context = model.build_context(features, inputs["question_ids"], inputs["question_mask"])
     prompt = model.prepare_prompt(**inputs)
@@ -71,7 +71,7 @@ def test_context_replaces_the_placeholder(model, processor):
 
 
 def test_loss_is_the_cross_entropy_of_the_next_token(model, processor):
-    inputs = tiny_inputs(processor)
+    inputs = toy_inputs(processor)
     labels = inputs["input_ids"].clone()
     labels[:, :8] = -100
     with torch.no_grad():
@@ -88,8 +88,8 @@ def test_loss_is_the_cross_entropy_of_the_next_token(model, processor):
 
 
 def test_gradients_reach_every_part(processor):
-    model = tiny_model().train()
-    inputs = tiny_inputs(processor)
+    model = toy_model().train()
+    inputs = toy_inputs(processor)
     model(**inputs, labels=inputs["input_ids"].clamp(min=0)).loss.backward()
     parts = {
         "video_encoder.siglip.",
@@ -115,7 +115,7 @@ def test_gradients_reach_every_part(processor):
 
 
 def test_gradient_checkpointing_changes_nothing(processor):
-    model, inputs = tiny_model().train(), tiny_inputs(processor)
+    model, inputs = toy_model().train(), toy_inputs(processor)
     labels = inputs["input_ids"].clamp(min=0)
 
     def gradient() -> torch.Tensor:
@@ -153,7 +153,7 @@ def test_generated_batch_equals_singles(model, pair):
 @torch.no_grad()
 def test_one_encoding_serves_many_questions(model, processor):
     texts = [PROMPT, "<video>\nIs there a sound?"]
-    runs = [tiny_inputs(processor, text) for text in texts]
+    runs = [toy_inputs(processor, text) for text in texts]
     features = model.encode_video(**media_of(runs[0]))
     for inputs in runs:
         text = {k: inputs[k] for k in processor.model_input_names}
@@ -167,7 +167,7 @@ def test_one_encoding_serves_many_questions(model, processor):
 @pytest.mark.parametrize("backend", ["reference", None])
 def test_answers_are_the_same_with_and_without_savings(model, processor, backend, monkeypatch):
     """Token for token in fp32."""
-    inputs, answers = tiny_inputs(processor), []
+    inputs, answers = toy_inputs(processor), []
     for savings in (Savings.none(), Savings(), Savings(joint_keys_values=True)):
         monkeypatch.setattr(model.compressor, "savings", savings)
         with use_backend(backend or "auto"):
@@ -179,10 +179,10 @@ def test_answers_are_the_same_with_and_without_savings(model, processor, backend
 
 @torch.no_grad()
 def test_images_videos_and_text_in_one_batch(model, processor):
-    square, wide = tiny_video(1, seed=5)[0], tiny_video(1, (48, 24), seed=6)[0]
+    square, wide = toy_video(1, seed=5)[0], toy_video(1, (48, 24), seed=6)[0]
     texts = ["<image>\nand <video>\nand <image>\n?", "<image>\nwhat?", "no picture at all"]
     images = [square, wide, square]
-    videos = [tiny_video(6)]
+    videos = [toy_video(6)]
     both = processor(text=texts, images=images, videos=videos, audio=[False])
     prompt = model.prepare_prompt(**both)
     features = model.encode_video(**media_of(both))
@@ -218,9 +218,9 @@ def test_text_alone(model, processor):
 @pytest.mark.parametrize("trim", ["frames", "window_tail"])
 @torch.no_grad()
 def test_trimming_is_said_and_fits(trim, caplog):
-    config = tiny_config(max_context_length=120, trim=trim)
-    model, processor = tiny_model(config), tiny_processor(config)
-    inputs = processor(text=PROMPT, videos=[tiny_video(12)], audio=[False], max_frames=12)
+    config = toy_config(max_context_length=120, trim=trim)
+    model, processor = toy_model(config), toy_processor(config)
+    inputs = processor(text=PROMPT, videos=[toy_video(12)], audio=[False], max_frames=12)
     with caplog.at_level(logging.WARNING, "tdc_kernels"):
         prompt = model.prepare_prompt(**inputs)
     text = inputs["input_ids"].shape[1] - 1
@@ -234,11 +234,11 @@ def test_trimming_is_said_and_fits(trim, caplog):
 
 @torch.no_grad()
 def test_two_videos_of_a_prompt_share_its_room(caplog):
-    config = tiny_config(max_context_length=200)
-    model, processor = tiny_model(config), tiny_processor(config)
+    config = toy_config(max_context_length=200)
+    model, processor = toy_model(config), toy_processor(config)
     inputs = processor(
         text="<video>\n<video>\nWhich?",
-        videos=[tiny_video(12, seed=1), tiny_video(12, seed=2)],
+        videos=[toy_video(12, seed=1), toy_video(12, seed=2)],
         audio=[False, False],
         max_frames=12,
     )
@@ -250,7 +250,7 @@ def test_two_videos_of_a_prompt_share_its_room(caplog):
 
 def test_a_question_longer_than_the_context_is_refused(model, processor):
     inputs = processor(
-        text="<video>\n" + "why? " * 140, videos=[tiny_video(4)], audio=[False], max_frames=4
+        text="<video>\n" + "why? " * 140, videos=[toy_video(4)], audio=[False], max_frames=4
     )
     for call in (model.forward, model.generate):
         with pytest.raises(InputError, match=r"the question has 701 tokens.* 700 leaves 684"):
@@ -262,9 +262,9 @@ def test_a_question_longer_than_the_context_is_refused(model, processor):
 
 @pytest.mark.parametrize("text", [LLAMA, TIED, GPT2], ids=["llama", "tied qwen2", "gpt2"])
 def test_other_decoders(text, processor):
-    model = tiny_model(tiny_config(text_config=text))
+    model = toy_model(toy_config(text_config=text))
     assert type(model.language_model).__name__.lower().startswith(text["model_type"])
-    inputs = tiny_inputs(processor)
+    inputs = toy_inputs(processor)
     labels = inputs["input_ids"].clamp(min=0)
     output = model(**inputs, labels=labels)
     assert output.logits.isfinite().all() and output.loss > 0
@@ -281,7 +281,7 @@ def test_half_precision(model, processor, dtype, tmp_path):
     model.save_pretrained(tmp_path)
     half = type(model).from_pretrained(tmp_path, dtype=dtype)
     assert {p.dtype for p in half.parameters()} == {dtype}
-    inputs = tiny_inputs(processor)
+    inputs = toy_inputs(processor)
     logits, expected = half(**inputs).logits, model(**inputs).logits
     assert logits.dtype == dtype and logits.isfinite().all()
     # Cuts may differ where similarities are close; the video here has clear ones.
@@ -306,11 +306,11 @@ def test_half_precision(model, processor, dtype, tmp_path):
 )
 @torch.no_grad()
 def test_every_option_changes_the_answer(changes, model, processor):
-    config = tiny_config(**changes)
-    other = tiny_model(config)
+    config = toy_config(**changes)
+    other = toy_model(config)
     other.load_state_dict(model.state_dict(), strict=False)
-    inputs = tiny_inputs(tiny_processor(config), size=(48, 24), frames=13)
-    base = model(**tiny_inputs(processor, size=(48, 24), frames=13)).logits
+    inputs = toy_inputs(toy_processor(config), size=(48, 24), frames=13)
+    base = model(**toy_inputs(processor, size=(48, 24), frames=13)).logits
     changed = other(**inputs).logits
     assert changed.isfinite().all()
     assert changed.shape != base.shape or (changed - base).abs().max() > 1e-4
@@ -320,23 +320,23 @@ def test_every_option_changes_the_answer(changes, model, processor):
 def test_nothing_reads_memory_that_nobody_wrote(processor):
     """Built and run with NaN in every fresh tensor (tests/conftest.py)."""
     assert torch.empty(3).isnan().all()
-    model = tiny_model()
+    model = toy_model()
     assert all(p.isfinite().all() for p in model.parameters())
     assert all(b.isfinite().all() for b in model.buffers() if b.is_floating_point())
-    assert model(**tiny_inputs(processor)).logits.isfinite().all()
+    assert model(**toy_inputs(processor)).logits.isfinite().all()
 
 
 # --- what is said when it cannot work ---
 
 
 def test_without_towers_pixels_are_refused_and_features_are_not(processor):
-    bare = tiny_model(
-        tiny_config(
+    bare = toy_model(
+        toy_config(
             siglip_config=None, dinov2_config=None, siglip_hidden_size=16, dinov2_hidden_size=24
         )
     )
     with pytest.raises(InputError, match="saved without vision towers"):
-        bare(**tiny_inputs(processor))
+        bare(**toy_inputs(processor))
     features = bare.video_encoder.encode_features(
         torch.randn(4, 64, 16), torch.randn(4, 64, 24), [4], [(9, 9)], [True], [0.0, 1.0, 2.0, 3.0]
     )
@@ -354,6 +354,6 @@ def test_missing_inputs_and_media_are_named(model, processor):
 
 
 def test_sound_without_an_encoder_is_refused(processor):
-    deaf = tiny_model(tiny_config(audio_config=None))
+    deaf = toy_model(toy_config(audio_config=None))
     with pytest.raises(InputError, match="no audio encoder"):
         deaf.video_encoder.encode_audio([torch.zeros(16000)], [[0.0]])

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 from safetensors import safe_open
-from tiny import LLAMA, TEXT, TIED, tiny_config, tiny_model, tiny_sound, tiny_video
+from toy import LLAMA, TEXT, TIED, toy_config, toy_model, toy_sound, toy_video
 from transformers import (
     AutoModelForImageTextToText,
     AutoModelForMultimodalLM,
@@ -18,14 +18,14 @@ from tdc import TDCForConditionalGeneration, TDCProcessor
 
 def inputs_for(processor):
     return processor(
-        text="<video>\nwhat?", videos=[tiny_video(9)], audio=[tiny_sound(3.0)], max_frames=9
+        text="<video>\nwhat?", videos=[toy_video(9)], audio=[toy_sound(3.0)], max_frames=9
     )
 
 
 @pytest.mark.parametrize("text", [TEXT, LLAMA, TIED], ids=["qwen2", "llama", "tied"])
 @torch.no_grad()
 def test_save_and_load_is_bit_equal(tmp_path, processor, text):
-    model = tiny_model(tiny_config(text_config=text, query_type="learned"))
+    model = toy_model(toy_config(text_config=text, query_type="learned"))
     model.save_pretrained(tmp_path)
     loaded, info = TDCForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info.values()), info
@@ -43,7 +43,7 @@ def test_save_and_load_is_bit_equal(tmp_path, processor, text):
 
 def test_missing_parameters_are_initialised(tmp_path, caplog):
     """A checkpoint of an earlier stage lacks what a later one adds: it gets fresh weights, said."""
-    model = tiny_model(tiny_config(query_type="learned", connector_grid=4, frame_grid=4))
+    model = toy_model(toy_config(query_type="learned", connector_grid=4, frame_grid=4))
     names = [
         "compressor.separator",
         "compressor.query_tokens",

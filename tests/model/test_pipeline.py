@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import pytest
-from tiny import tiny_video
+from toy import toy_video
 from transformers import pipeline
 
-from tdc.world import make_clip, write_clip
+from tiny.world import make_clip, write_clip
 
 CLIP = make_clip(0, 0)
 
@@ -44,7 +44,7 @@ def test_a_video_message(answerer, folder, model, processor):
 
 
 def test_an_image_message(answerer):
-    messages = message("image", tiny_video(1)[0], "What is it?")
+    messages = message("image", toy_video(1)[0], "What is it?")
     (result,) = answerer(text=messages, generate_kwargs={"max_new_tokens": 3})
     history = result["generated_text"]
     assert isinstance(history, (str, list))

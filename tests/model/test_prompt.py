@@ -8,7 +8,7 @@ import logging
 import pytest
 import torch
 
-from tdc.assembly import IGNORE_INDEX, assemble, media_counts, text_token_counts
+from tdc.prompt import IGNORE_INDEX, assemble, media_counts, text_token_counts
 
 MEDIA, WIDTH = -200, 4
 

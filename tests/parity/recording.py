@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tdc.budget import sample_indices
+from tdc.media.sampling import sample_indices
 
 SAMPLE_RATE = 16_000
 WINDOW_SECONDS, FULL_WINDOW = 10, 496  # BEATs tokens of ten seconds

@@ -37,13 +37,14 @@ from recording import (
     vocabulary,
 )
 
-from tdc.assembly import Prompt
-from tdc.audio_tokens import audio_tokens
-from tdc.beats import BEATsConfig
-from tdc.budget import frame_budget, sample_indices
-from tdc.features import VideoFeatures
+from tdc.checkpoints.release_names import our_names, release_config
+from tdc.encoder.audio_tokens import audio_tokens
+from tdc.encoder.beats import BEATsConfig
+from tdc.encoder.features import VideoFeatures
+from tdc.media.sampling import sample_indices
 from tdc.model import TDCForConditionalGeneration
-from tdc.release import our_names, release_config
+from tdc.processor.budget import frame_budget
+from tdc.prompt import Prompt
 
 TOLERANCE = {"plain": 1e-5, "audio": 2e-4}
 LOGIT_TOLERANCE = {"plain": 2e-5, "audio": 2e-4}

@@ -12,8 +12,8 @@ import recording as rec
 import run
 import torch
 
-import tdc.compressor
-from tdc.savings import Savings
+import tdc.compressor.compressor
+from tdc.compressor.speedups import Savings
 from tdc_kernels import registry
 
 DATA = Path(__file__).parent / "data"
@@ -56,7 +56,7 @@ def test_recording_is_reproduced_in_every_way(name, how, monkeypatch):
             "plain": Savings.none(),
             "joint keys and values": Savings(joint_keys_values=True),
         }
-        monkeypatch.setattr(tdc.compressor, "Savings", lambda: savings[how])
+        monkeypatch.setattr(tdc.compressor.compressor, "Savings", lambda: savings[how])
     result = run.run_case(DATA, name)
     assert result.failures == []
 

@@ -12,9 +12,9 @@ import run
 import torch
 from transformers import BertTokenizer
 
-from tdc.budget import frame_budget
 from tdc.config import RELEASE_BEHAVIOUR, TDCConfig
-from tdc.segment import segment
+from tdc.encoder.segment import segment
+from tdc.processor.budget import frame_budget
 
 DATA = Path(__file__).parent / "data"
 

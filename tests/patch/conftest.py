@@ -1,15 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 
 import tdc_kernels as tk
 from tdc_kernels import native
-
-sys.path.append(str(Path(__file__).parents[1] / "ops"))  # tolerance.py
 
 
 @pytest.fixture

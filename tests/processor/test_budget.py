@@ -9,10 +9,11 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
-from tiny import BEATS, tiny_config
+from toy import BEATS, toy_config
 
 from tdc import InputError
-from tdc.budget import context_room, frame_budget, sample_indices
+from tdc.media.sampling import sample_indices
+from tdc.processor.budget import context_room, frame_budget
 from tdc_kernels import plan_context
 
 
@@ -32,7 +33,7 @@ def test_samples_truncate_in_double_precision():
 
 
 def test_room_beside_the_text():
-    config = tiny_config(max_context_length=100, answer_reserve=16)
+    config = toy_config(max_context_length=100, answer_reserve=16)
     assert context_room(config, 30) == 54
     assert context_room(config, 83) == 1
     with pytest.raises(InputError, match=r"the question has 84 tokens.*leaves 84") as error:
@@ -56,7 +57,7 @@ budgets = st.fixed_dictionaries(
 @given(budgets, st.integers(2, 30), st.integers(1, 25), st.integers(1, 3), st.data())
 def test_exact_budget_is_the_largest_that_never_trims(fields, prompt, frame, videos, data):
     """Whatever scenes are found, as long as all of them are."""
-    config = tiny_config(frame_budget="exact", **fields)
+    config = toy_config(frame_budget="exact", **fields)
     if config.max_context_length - config.answer_reserve - prompt < 1:
         return
     frames = frame_budget(config, prompt + videos - 1, frame, videos)
@@ -112,7 +113,7 @@ def longest(config, frames, frame) -> int:
 
 def test_exact_budget_of_the_paper():
     """Square video, 24 scenes of 156 static tokens, 17 tokens for each other frame."""
-    config = tiny_config(
+    config = toy_config(
         frame_grid=12,
         connector_grid=12,
         tower_grid=24,
@@ -132,7 +133,7 @@ def test_exact_budget_of_the_paper():
 
 
 def test_released_estimate():
-    config = tiny_config(
+    config = toy_config(
         frame_budget="release", num_context_tokens=16, max_context_length=8192, audio_config=None
     )
     assert frame_budget(config, 24) == 224  # 254, but 224 is the most

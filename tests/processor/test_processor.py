@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import QUESTION, tiny_config, tiny_processor, tiny_sound, tiny_video
 from tokenizers import AddedToken
 from tokenizers.processors import TemplateProcessing
+from toy import QUESTION, toy_config, toy_processor, toy_sound, toy_video
 from transformers import AutoProcessor
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from tdc import InputError, TDCProcessor
-from tdc.chat_templates import LLAMA3
 from tdc.config import MEDIA_TOKEN_ID
-from tdc.small import byte_tokenizer, character_bert_tokenizer
-from tdc.towers import normalize_pixels
-from tdc.video import Video
-from tdc.world import make_clip, write_clip
+from tdc.media.pixels import normalize_pixels
+from tdc.media.video import Video
+from tdc.processor.chat_templates import LLAMA3
+from tdc.testing import byte_tokenizer, character_bert_tokenizer
+from tiny.world import make_clip, write_clip
 
 VIDEO = {"type": "video", "path": "clip.mp4"}
 CLIP = make_clip(0, 0)
@@ -86,7 +86,7 @@ def llama_tokenizer():
 @pytest.mark.parametrize("template", [LLAMA3, None], ids=["template has bos", "template has none"])
 def test_exactly_one_bos(template):
     processor = TDCProcessor(
-        llama_tokenizer(), character_bert_tokenizer(), tiny_config(), chat_template=template
+        llama_tokenizer(), character_bert_tokenizer(), toy_config(), chat_template=template
     )
     bos = processor.tokenizer.bos_token_id
     prompt = processor.apply_chat_template([user(VIDEO, QUESTION)], add_generation_prompt=True)
@@ -119,7 +119,7 @@ def test_question_goes_to_the_qformer(processor):
         rows, inputs["question_ids"].tolist(), inputs["question_mask"].tolist(), strict=True
     ):
         assert ids[: len(row)] == row and sum(mask) == len(row) and mask[0] == 1
-    long = tiny_processor(tiny_config(max_question_tokens=10)).encode_prompts(["why " * 50])
+    long = toy_processor(toy_config(max_question_tokens=10)).encode_prompts(["why " * 50])
     assert long["question_ids"].shape == (1, 10)
     assert long["question_ids"][0, -1] == bert.sep_token_id
     given = processor.encode_prompts(["<video>\nwho?"], "who is it?")
@@ -153,18 +153,18 @@ def test_messages_with_media(processor, clip):
 
 def test_a_batch_of_messages(processor, clip):
     one = [user({"type": "video", "video": str(clip)}, "What?")]
-    two = [user({"type": "image", "image": tiny_video(1)[0]}, "And this?")]
+    two = [user({"type": "image", "image": toy_video(1)[0]}, "And this?")]
     inputs = processor.apply_chat_template([one, two], tokenize=True, return_dict=True)
     assert inputs["input_ids"].shape[0] == 2
     assert inputs["media_is_video"].tolist() == [True, False]
 
 
 def test_an_audio_part_belongs_to_its_video(processor):
-    videos = [tiny_video(4, seed=i) for i in range(3)]
+    videos = [toy_video(4, seed=i) for i in range(3)]
     content = [
         {"type": "video", "video": videos[0]},
         {"type": "video", "video": videos[1]},
-        {"type": "audio", "audio": tiny_sound(2)},
+        {"type": "audio", "audio": toy_sound(2)},
         {"type": "video", "video": videos[2]},
         {"type": "text", "text": "?"},
     ]
@@ -178,7 +178,7 @@ def test_an_audio_part_belongs_to_its_video(processor):
     before = [content[2], content[0], content[1], content[4]]
     assert lengths(before) == [32_000, 0]  # before any video: the first one's
     for wrong, message in (
-        ([{"type": "audio", "audio": tiny_sound(1)}], "an audio part but no video"),
+        ([{"type": "audio", "audio": toy_sound(1)}], "an audio part but no video"),
         ([{"type": "video"}], "a video part names no file; expected a 'path'"),
     ):
         with pytest.raises(InputError, match=message):
@@ -189,7 +189,7 @@ def test_an_audio_part_belongs_to_its_video(processor):
 
 
 def test_files_arrays_and_pil_give_the_same_pixels(processor, tmp_path):
-    frames = tiny_video(3, (20, 10))
+    frames = toy_video(3, (20, 10))
     image = Image.fromarray(frames[0])
     image.save(tmp_path / "a.png")
     stills = [
@@ -214,7 +214,7 @@ def test_files_arrays_and_pil_give_the_same_pixels(processor, tmp_path):
 @pytest.mark.parametrize("size", [(56, 56), (24, 24), (100, 100), (40, 30), (30, 64)])
 def test_pixels_are_those_of_transformers(processor, size):
     """The authors: centred square of int(255 * mean), then SigLIP's PIL image processor."""
-    frame = tiny_video(1, size)[0]
+    frame = toy_video(1, size)[0]
     side = max(size)
     square = Image.new("RGB", (side, side), (127, 127, 127))
     square.paste(Image.fromarray(frame), ((side - size[0]) // 2, (side - size[1]) // 2))
@@ -229,11 +229,11 @@ def test_pixels_are_those_of_transformers(processor, size):
 
 
 def test_frames_that_do_not_fit_are_left_out_evenly_and_said(caplog):
-    config = tiny_config(max_context_length=200)
-    processor = tiny_processor(config)
+    config = toy_config(max_context_length=200)
+    processor = toy_processor(config)
     text = "<video>\nwhat?"
     with caplog.at_level(logging.WARNING, "tdc"):
-        inputs = processor(text=text, videos=[tiny_video(30)], audio=[False])
+        inputs = processor(text=text, videos=[toy_video(30)], audio=[False])
     kept = int(inputs["media_frames"])
     # 6 tokens of text, 16 reserved; 4 scenes of 20 + 6 + 1 tokens, then 3 + 1 a frame
     assert kept == 4 + (200 - 16 - 6 - 4 * 27) // 4
@@ -243,14 +243,14 @@ def test_frames_that_do_not_fit_are_left_out_evenly_and_said(caplog):
     expected = f"the video has 30 frames at 1 per second; {kept} evenly spaced ones fit the budget"
     assert record.getMessage() == expected
     caplog.clear()
-    more = processor(text=text, videos=[tiny_video(30)], audio=[False], max_frames=30)
+    more = processor(text=text, videos=[toy_video(30)], audio=[False], max_frames=30)
     assert int(more["media_frames"]) == 30 and not caplog.records
 
 
 def test_landscapes_may_bring_more_frames():
-    processor = tiny_processor(tiny_config(max_context_length=200))
+    processor = toy_processor(toy_config(max_context_length=200))
     counts = [
-        int(processor(text="<video>", videos=[tiny_video(60, s)], audio=[False])["media_frames"])
+        int(processor(text="<video>", videos=[toy_video(60, s)], audio=[False])["media_frames"])
         for s in ((24, 24), (48, 24))
     ]
     assert counts[1] == counts[0] + 10  # 4 static frames of 10 tokens less, at 4 a frame
@@ -267,11 +267,11 @@ def test_landscapes_may_bring_more_frames():
 )
 def test_placeholders_must_match_the_media(processor, text, videos, images, message):
     with pytest.raises(InputError, match=message):
-        processor(text=text, videos=[tiny_video(2)] * videos, images=[tiny_video(1)[0]] * images)
+        processor(text=text, videos=[toy_video(2)] * videos, images=[toy_video(1)[0]] * images)
 
 
 def test_wrong_inputs_are_named(processor, caplog):
-    frames = tiny_video(2)
+    frames = toy_video(2)
     with pytest.raises(InputError, match=r"video is float64 \[2, 24, 24, 3\]; expected uint8"):
         processor(text="<video>", videos=[frames / 255])
     with pytest.raises(InputError, match=r"video is uint8 \[0, 24, 24, 3\].*T >= 1"):
@@ -286,14 +286,14 @@ def test_wrong_inputs_are_named(processor, caplog):
         processor(videos=[frames])
     with pytest.raises(ValueError, match="return_tensors is 'np'; expected 'pt'"):
         processor(text="a", return_tensors="np")
-    deaf = tiny_processor(tiny_config(audio_config=None))
+    deaf = toy_processor(toy_config(audio_config=None))
     with caplog.at_level(logging.WARNING, "tdc"):
-        assert "waveforms" not in deaf(text="<video>", videos=[frames], audio=[tiny_sound(1)])
+        assert "waveforms" not in deaf(text="<video>", videos=[frames], audio=[toy_sound(1)])
     assert "no audio encoder; the sound is not used" in caplog.text
 
 
 def test_moving_keeps_dtypes(processor):
-    inputs = processor(text="<video>", videos=[tiny_video(2)], audio=[tiny_sound(1)])
+    inputs = processor(text="<video>", videos=[toy_video(2)], audio=[toy_sound(1)])
     before = {name: tensor.dtype for name, tensor in inputs.items()}
     for moved in (inputs.to("cpu", torch.float16), inputs.to(dtype=torch.bfloat16)):
         assert {name: tensor.dtype for name, tensor in moved.items()} == before
@@ -303,7 +303,7 @@ def test_moving_keeps_dtypes(processor):
 
 
 def test_save_and_load(tmp_path):
-    config = tiny_config(num_scenes=7)
+    config = toy_config(num_scenes=7)
     processor = TDCProcessor(
         byte_tokenizer(), character_bert_tokenizer(), config, chat_template=LLAMA3
     )
@@ -315,7 +315,7 @@ def test_save_and_load(tmp_path):
     assert loaded.config.text_config.to_dict() == config.text_config.to_dict()
     messages = [user(VIDEO, QUESTION)]
     assert loaded.apply_chat_template(messages) == processor.apply_chat_template(messages)
-    inputs = {"text": "<video>\nwhat?", "videos": [tiny_video(3)], "audio": [tiny_sound(1)]}
+    inputs = {"text": "<video>\nwhat?", "videos": [toy_video(3)], "audio": [toy_sound(1)]}
     first, second = processor(**inputs), loaded(**inputs)
     assert first.keys() == second.keys()
     for name in first:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``tdc ablate`` says: the report of a sweep, its list and its refusals."""
+"""What ``python -m tiny.ablations`` says: the report of a sweep, its list and its refusals."""
 
 from __future__ import annotations
 
@@ -8,20 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tdc.cli import main
 from tdc.errors import InputError
-from tdc.tiny import measures
-from tdc.tiny.ablation_report import (
-    NOT_RUN,
-    columns,
-    fill_page,
-    mean_and_spread,
-    read,
-    report,
-    table,
-)
-from tdc.tiny.ablations import ABLATIONS, BASELINE, chosen
-from tdc.tiny.sweep import RESULT
+from tiny.ablations import measures
+from tiny.ablations.__main__ import main
+from tiny.ablations.report import NOT_RUN, columns, fill_page, mean_and_spread, read, report, table
+from tiny.ablations.sweep import RESULT
+from tiny.ablations.table import ABLATIONS, BASELINE, chosen
 
 PAGE = Path(__file__).parents[2] / "docs" / "ablations.md"
 
@@ -122,22 +114,22 @@ def test_the_page_has_a_place_for_each_table(tmp_path):
     [
         (["--only", "tokns"], "did you mean tokens?"),
         (["--only", "colour", "--report"], "expected tokens, scenes"),
-        (["--report"], "expected one that tdc ablate wrote"),
+        (["--report"], "expected one that python -m tiny.ablations wrote"),
         (["--page", "x.md"], "--page goes with --report"),
         (["--model", "nowhere"], "no such folder: nowhere"),
     ],
 )
 def test_refusals(capsys, tmp_path, arguments, says):
     out = tmp_path / "out"
-    assert main(["ablate", str(out), *arguments]) == 2
+    assert main([str(out), *arguments]) == 2
     caught = capsys.readouterr()
     assert caught.out == "" and caught.err.count("\n") == 1 and says in caught.err
-    assert caught.err.startswith("tdc: ") and not out.exists()
+    assert caught.err.startswith("python -m tiny.ablations: ") and not out.exists()
 
 
 def test_list(capsys, tmp_path):
     write_result(tmp_path, *BASELINE, "seed-0", right=0.3)
-    assert main(["ablate", str(tmp_path), "--list", "--only", "static", "lvcot"]) == 0
+    assert main([str(tmp_path), "--list", "--only", "static", "lvcot"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert any(
         "static_frames=True" in line and "1 of 3 done (the baseline)" in line for line in lines

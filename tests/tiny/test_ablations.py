@@ -11,17 +11,19 @@ import pytest
 import torch
 from transformers.utils import logging as transformers_logging
 
+from tdc.checkpoints.load import TINY
 from tdc.errors import InputError
-from tdc.loading import TINY
-from tdc.tiny import ablations, measures, sweep
-from tdc.tiny.ablation_report import read
-from tdc.tiny.ablations import ABLATIONS, BASELINE, Setting, chosen, configured, flat
-from tdc.tiny.config import new_model, new_processor, tiny_config
-from tdc.tiny.features import training_clip
-from tdc.tiny.recipe import Recipe, load
-from tdc.tiny.sweep import RESULT, Sweep, Variant, run, variants
 from tdc.train.trainer import SETTINGS_FILE
-from tdc.world.evaluate import without_sound
+from tiny.ablations import measures, sweep
+from tiny.ablations import table as ablations
+from tiny.ablations.report import read
+from tiny.ablations.sweep import RESULT, Sweep, Variant, run, variants
+from tiny.ablations.table import ABLATIONS, BASELINE, Setting, chosen, configured, flat
+from tiny.eval.evaluate import without_sound
+from tiny.model import new_model, new_processor, tiny_config
+from tiny.recipe.clip_features import training_clip
+from tiny.recipe.run_stage import load
+from tiny.recipe.settings import Recipe
 
 transformers_logging.disable_progress_bar()
 
@@ -280,7 +282,7 @@ def test_several_processes_share_a_folder(model, tmp_path):
 
 def test_torchrun_is_refused(model, tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "processes", lambda: (0, 2))
-    with pytest.raises(InputError, match="expected no torchrun: start tdc ablate several times"):
+    with pytest.raises(InputError, match=r"start python -m tiny\.ablations several times"):
         run(small(tmp_path / "out", model))
     assert not (tmp_path / "out").exists()
 

@@ -6,13 +6,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tdc.tiny.config import new_model
-from tdc.tiny.looks import look_errors, places, word_errors
-from tdc.train.turns import around_media, separate
-from tdc.world import make_clip
-from tdc.world.labels import UNASKED
-from tdc.world.questions import KINDS
-from tdc.world.story import STORY, story_labels
+from tdc.train.data.turns import around_media, separate
+from tiny.model import new_model
+from tiny.recipe.attention_labels import look_errors, places, word_errors
+from tiny.world import make_clip
+from tiny.world.labels import UNASKED
+from tiny.world.questions import KINDS
+from tiny.world.story import STORY, story_labels
 
 CONTEXT = 40
 

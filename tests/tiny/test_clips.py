@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from tdc.errors import InputError
-from tdc.world import KINDS, SPLITS, UNITS, make_clip, render_frames, render_sound, split_of
-from tdc.world.clips import Clip
-from tdc.world.make import STYLES
-from tdc.world.splits import looks
-from tdc.world.words import BACKGROUNDS, COLORS, SHAPES
+from tiny.world import KINDS, SPLITS, UNITS, make_clip, render_frames, render_sound, split_of
+from tiny.world.clips import Clip
+from tiny.world.make import STYLES
+from tiny.world.splits import looks
+from tiny.world.words import BACKGROUNDS, COLORS, SHAPES
 
 
 def clips(count: int, kind: str = "standard", split: str = "train") -> list[Clip]:

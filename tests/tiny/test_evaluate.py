@@ -6,11 +6,11 @@ import math
 import pytest
 import torch
 
-from tdc.cli import main
 from tdc.model import MEDIA_INPUTS
-from tdc.tiny.config import new_model, new_processor
-from tdc.world import BoundaryScores, ask, make_clip, render_frames, render_sound
-from tdc.world.evaluate import CONTROLS, Answered, Evaluation, evaluate
+from tiny.eval.__main__ import main
+from tiny.eval.evaluate import CONTROLS, Answered, Evaluation, evaluate
+from tiny.model import new_model, new_processor
+from tiny.world import BoundaryScores, ask, make_clip, render_frames, render_sound
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def test_right_answers_are_found(tiny, monkeypatch, choice):
         seen.append((features.num_videos, len(texts)))
         return [known[text].lower() for text in texts]
 
-    monkeypatch.setattr("tdc.world.evaluate.answer", knows)
+    monkeypatch.setattr("tiny.eval.evaluate.answer", knows)
     found = evaluate(*tiny, asked, choice=choice, files=False, batch=4)
     assert found.accuracy() == 1 and found.count() == 6
     assert seen == [(4, 4), (2, 2)]
@@ -133,9 +133,9 @@ def test_the_command(tiny, tmp_path, capsys):
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     options = ["--model", str(tmp_path), "--clips", "2", "--questions", "2", "--seeds", "1"]
-    assert main(["eval", "world", *options]) == 0
+    assert main([*options]) == 0
     out = capsys.readouterr().out
     assert "1 set of 2 clips (standard, test), 4 questions" in out
     assert all(name in out for name in (*CONTROLS, "best constant", "cuts: F1"))
-    assert main(["eval", "world", *options, "--kind", "none"]) == 2
+    assert main([*options, "--kind", "none"]) == 2
     assert "expected one of standard" in capsys.readouterr().err

@@ -10,16 +10,17 @@ from random import Random
 import pytest
 import torch
 
-from tdc.tiny import examples, language
-from tdc.tiny.config import new_model, new_processor
-from tdc.tiny.features import ClipFeatures, some_frames, training_clip
-from tdc.train.collator import Collator
-from tdc.train.tower_features import MediaEncoder
+from tdc.train.data.collator import Collator
+from tdc.train.data.media_encoder import MediaEncoder
 from tdc.train.trainer import LanguageModelInputs
-from tdc.world import make_clip
-from tdc.world.labels import UNASKED
-from tdc.world.questions import KINDS
-from tdc.world.wording import scene_references
+from tiny.model import new_model, new_processor
+from tiny.recipe import examples
+from tiny.recipe import language_model as language
+from tiny.recipe.clip_features import ClipFeatures, some_frames, training_clip
+from tiny.world import make_clip
+from tiny.world.labels import UNASKED
+from tiny.world.questions import KINDS
+from tiny.world.wording import scene_references
 
 CLIPS = 20
 

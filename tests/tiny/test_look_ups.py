@@ -8,11 +8,11 @@ from collections import Counter
 import pytest
 import torch
 
-from tdc.tiny import dense
-from tdc.world import ask_frame, make_clip, motion
-from tdc.world.captions import SINCE
-from tdc.world.labels import LOOKUPS, UNASKED, lookup_labels
-from tdc.world.words import COLORS, SHAPES
+from tiny.recipe import compressor_labels as dense
+from tiny.world import ask_frame, make_clip, motion
+from tiny.world.captions import SINCE
+from tiny.world.labels import LOOKUPS, UNASKED, lookup_labels
+from tiny.world.words import COLORS, SHAPES
 
 PLACES = [motion.place_of((10 + 22 * (k % 3), 10 + 22 * (k // 3))) for k in range(9)]
 

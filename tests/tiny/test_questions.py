@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tdc.errors import InputError
-from tdc.world import (
+from tiny.world import (
     CLIP_PROMPT,
     FRAME_PROMPT,
     KINDS,
@@ -25,8 +25,8 @@ from tdc.world import (
     make_clip,
     vocabulary,
 )
-from tdc.world.frame_questions import FRAME_KINDS
-from tdc.world.questions import KINDS as QUESTIONS
+from tiny.world.frame_questions import FRAME_KINDS
+from tiny.world.questions import KINDS as QUESTIONS
 
 CLIPS = 2000
 

@@ -11,10 +11,15 @@ from random import Random
 import pytest
 import torch
 
-from tdc.tiny import dense, examples, recipe
-from tdc.tiny.config import new_model, new_processor, tiny_config
-from tdc.tiny.dense import Frames, LabelledCompressor, LabelledConnector, Pairs
-from tdc.tiny.encoders import (
+from tdc.train.stages import get_stage
+from tdc.train.trainer import build_trainer
+from tiny.model import new_model, new_processor, tiny_config
+from tiny.recipe import compressor_labels as dense
+from tiny.recipe import examples
+from tiny.recipe import steps as recipe
+from tiny.recipe.clip_features import ClipFeatures, clip_features, training_clip
+from tiny.recipe.compressor_labels import Frames, LabelledCompressor, LabelledConnector, Pairs
+from tiny.recipe.encoder_labels import (
     PATCH_SIZES,
     AccuracyTrainer,
     LabelledSound,
@@ -23,13 +28,10 @@ from tdc.tiny.encoders import (
     Sounds,
     patch_loss,
 )
-from tdc.tiny.features import ClipFeatures, clip_features, training_clip
-from tdc.train.stages import get_stage
-from tdc.train.trainer import build_trainer
-from tdc.world import ask, clip_caption, make_clip, motion, vocabulary
-from tdc.world.captions import SINCE
-from tdc.world.labels import place_labels
-from tdc.world.words import BACKGROUNDS, COLORS, SHAPES, SOUNDS
+from tiny.world import ask, clip_caption, make_clip, motion, vocabulary
+from tiny.world.captions import SINCE
+from tiny.world.labels import place_labels
+from tiny.world.words import BACKGROUNDS, COLORS, SHAPES, SOUNDS
 
 PLACES = [motion.place_of((10 + 22 * (k % 3), 10 + 22 * (k // 3))) for k in range(9)]
 CLIPS = 20  # one of each place of features.TRAINING

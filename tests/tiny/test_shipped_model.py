@@ -9,12 +9,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-import tdc.compressor
-import tdc.segment
-from tdc.loading import TINY, load_model
-from tdc.world import ask, make_clip
-from tdc.world.evaluate import evaluate
+import tdc.compressor.compressor
+import tdc.encoder.segment
+from tdc.checkpoints.load import TINY, load_model
 from tdc_kernels import nn as kernels
+from tiny.eval.evaluate import evaluate
+from tiny.world import ask, make_clip
 
 SEED = 4  # of clips that neither training nor the figures of the documents have seen
 CLIPS, QUESTIONS = 100, 4
@@ -72,9 +72,9 @@ def _wrong_attention(real):
 
 
 WRONG = {
-    "anchor_queries": (tdc.compressor, "anchor_queries", _wrong_queries),
-    "pack_context": (tdc.compressor, "pack_context", _wrong_packing),
-    "segment_scenes": (tdc.segment, "segment_scenes", _wrong_cuts),
+    "anchor_queries": (tdc.compressor.compressor, "anchor_queries", _wrong_queries),
+    "pack_context": (tdc.compressor.compressor, "pack_context", _wrong_packing),
+    "segment_scenes": (tdc.encoder.segment, "segment_scenes", _wrong_cuts),
     "cross_attention": (kernels.CrossAttention, "forward", _wrong_attention),
 }
 

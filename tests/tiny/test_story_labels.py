@@ -10,16 +10,17 @@ from itertools import pairwise
 import pytest
 import torch
 
-from tdc.tiny.config import new_model, new_processor
-from tdc.tiny.features import clip_features
-from tdc.tiny.language import LanguageAlone, collate
-from tdc.tiny.stories import Stories, told
-from tdc.train.tower_features import MediaBatch, MediaEncoder
-from tdc.world import make_clip
-from tdc.world.labels import UNASKED
-from tdc.world.question_kinds import KINDS
-from tdc.world.story import STORY, story_labels
-from tdc.world.words import BACKGROUNDS, CHANGES, COLORS, SHAPES, SILENCE, SOUNDS, TEXTURES
+from tdc.train.data.media_batch import MediaBatch
+from tdc.train.data.media_encoder import MediaEncoder
+from tiny.model import new_model, new_processor
+from tiny.recipe.clip_features import clip_features
+from tiny.recipe.language_model import LanguageAlone, collate
+from tiny.recipe.story_labels import Stories, told
+from tiny.world import make_clip
+from tiny.world.labels import UNASKED
+from tiny.world.question_kinds import KINDS
+from tiny.world.story import STORY, story_labels
+from tiny.world.words import BACKGROUNDS, CHANGES, COLORS, SHAPES, SILENCE, SOUNDS, TEXTURES
 
 
 def named(values, label):

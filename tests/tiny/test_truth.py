@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from tdc.encoder.fbank import SAMPLE_RATE
 from tdc.errors import InputError
-from tdc.fbank import SAMPLE_RATE
-from tdc.world import (
+from tiny.world import (
     KINDS,
     Clip,
     boundary_scores,
@@ -20,8 +20,8 @@ from tdc.world import (
     render_frames,
     render_sound,
 )
-from tdc.world.sounds import BEGIN, END, one_second
-from tdc.world.words import BACKGROUNDS, COLORS, SHAPES, SOUNDS, TEXTURES
+from tiny.world.sounds import BEGIN, END, one_second
+from tiny.world.words import BACKGROUNDS, COLORS, SHAPES, SOUNDS, TEXTURES
 
 THRESHOLD = 0.7  # cosine of mean colors of patches, below which a pair of frames is a cut
 

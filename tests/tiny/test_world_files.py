@@ -3,20 +3,19 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-import tdc.world.dataset as dataset
-from tdc.audio import read_audio
-from tdc.commands import world as command
+import tiny.world.dataset as dataset
+from tdc.encoder.fbank import SAMPLE_RATE
 from tdc.errors import InputError
-from tdc.fbank import SAMPLE_RATE
-from tdc.video import probe, read_image, read_video
-from tdc.world import make_clip, render_frames, render_sound, write_clip, write_dataset
+from tdc.media.audio import read_audio
+from tdc.media.video import probe, read_image, read_video
+from tiny.world import __main__ as command
+from tiny.world import make_clip, render_frames, render_sound, write_clip, write_dataset
 
 
 @pytest.mark.parametrize(("kind", "size"), [("standard", 64), ("fast-cut", 64), ("motion", 128)])
@@ -155,12 +154,8 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
 
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    parser = argparse.ArgumentParser()
-    command.add(parser.add_subparsers())
-    line = ["world", str(tmp_path / "set"), "--clips", "2", "--split", "test", "--size", "32"]
-    arguments = parser.parse_args(line)
-    assert arguments.loads_model is False
-    arguments.run(arguments)
+    line = [str(tmp_path / "set"), "--clips", "2", "--split", "test", "--size", "32"]
+    assert command.main(line) == 0
     first, second = capsys.readouterr().out.splitlines()
     assert first == f"{tmp_path}/set/test.json: 2 clips, 8 conversations"
     assert second.startswith("needing ")

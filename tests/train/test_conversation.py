@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import tiny_processor
+from toy import toy_processor
 from train_samples import calm_config
 
 from tdc import InputError
-from tdc.chat_templates import CHATML, LLAMA3
-from tdc.train.collator import Collator
-from tdc.train.conversation import encode_conversation
-from tdc.train.records import parse
+from tdc.processor.chat_templates import CHATML, LLAMA3
+from tdc.train.data.collator import Collator
+from tdc.train.data.conversation import encode_conversation
+from tdc.train.data.records import parse
 
 END = "<|im_end|>"
 TURNS = [
@@ -25,7 +25,7 @@ TURNS = [
 
 @pytest.fixture(scope="module")
 def processor():
-    return tiny_processor(calm_config())
+    return toy_processor(calm_config())
 
 
 def trained(processor, text):
@@ -74,7 +74,7 @@ def test_a_medium_in_a_later_turn(processor):
 
 
 def test_a_first_token_is_written_once():
-    processor = tiny_processor(calm_config())
+    processor = toy_processor(calm_config())
     processor.chat_template = LLAMA3
     marks = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
     processor.tokenizer.add_special_tokens({"additional_special_tokens": marks})
@@ -85,7 +85,7 @@ def test_a_first_token_is_written_once():
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused():
-    processor = tiny_processor(calm_config())
+    processor = toy_processor(calm_config())
     processor.chat_template = "{{ messages | length }}" + CHATML
     with pytest.raises(InputError, match="changes earlier turns"):
         encode_conversation(processor, parse({"image": "a.png", "conversations": TURNS}))

@@ -7,8 +7,8 @@ import pytest
 import torch
 from train_samples import settings
 
-from tdc.cli import main
-from tdc.loading import load_model
+from tdc.checkpoints.load import load_model
+from tdc.cli.main import main
 from tdc.train.run import train
 
 
@@ -37,7 +37,7 @@ def without_media(batch):
 
 
 def _features(model, batch):
-    from tdc.train.tower_features import MediaEncoder
+    from tdc.train.data.media_encoder import MediaEncoder
 
     return MediaEncoder(model.video_encoder).encode(batch["media"])
 

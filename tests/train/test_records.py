@@ -10,7 +10,7 @@ import pytest
 from train_samples import record, write_list
 
 from tdc import InputError
-from tdc.train.records import parse, read_records
+from tdc.train.data.records import parse, read_records
 
 TURNS = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "It."}]
 WITHOUT = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "It."}]
@@ -84,7 +84,7 @@ def test_a_bad_record_is_named(tmp_path, media_dir, entry, message, caplog):
     with pytest.raises(InputError) as caught:
         read_records([file], media_dir)
     assert f"{file}[1]" in str(caught.value) and message in str(caught.value)
-    with caplog.at_level(logging.WARNING, "tdc.train.records"):
+    with caplog.at_level(logging.WARNING, "tdc.train.data.records"):
         kept = read_records([file], media_dir, "skip")
     assert len(kept) == 1 and "1 of 2 records left out" in caplog.text and message in caplog.text
 

@@ -7,7 +7,7 @@ import dataclasses
 
 import pytest
 import torch
-from tiny import tiny_processor
+from toy import toy_processor
 from train_samples import calm_config, calm_model, examples, settings
 
 from tdc import InputError, TDCConfig
@@ -32,7 +32,7 @@ def trainer_of(tmp_path, stage, data=None, **changes):
     model = calm_model()
     chosen = settings(tmp_path, **changes)
     data = examples(4) if data is None else data
-    processor = tiny_processor(model.config)
+    processor = toy_processor(model.config)
     return build_trainer(chosen, stage, model=model, processor=processor, dataset=data)
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import QFORMER, tiny_config
+from toy import QFORMER, toy_config
 from train_samples import CALM, settings
 from transformers import AutoModelForCausalLM, BertModel, Dinov2Model, SiglipVisionModel
 
 from tdc import InputError
-from tdc.small import byte_tokenizer, character_bert_tokenizer
+from tdc.testing import byte_tokenizer, character_bert_tokenizer
 from tdc.train.stages import get_stage
 from tdc.train.starting_model import starting_model
 
@@ -27,7 +27,7 @@ SMALL = {
 def parts(tmp_path_factory):
     """Folders of the four parts, as their own classes save them."""
     folder = tmp_path_factory.mktemp("parts")
-    config = tiny_config(text_config=CALM)
+    config = toy_config(text_config=CALM)
     torch.manual_seed(1)
     models = {
         "language_model": AutoModelForCausalLM.from_config(config.text_config),

@@ -14,16 +14,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import tiny_processor
+from toy import toy_processor
 from train_samples import calm_model, examples, record, settings, write_list
 
 import tdc_kernels
 from tdc import InputError, TDCForConditionalGeneration
-from tdc.cli import main
-from tdc.loading import load_model
-from tdc.tiny.config import TEMPLATE
+from tdc.checkpoints.load import load_model
+from tdc.cli.main import main
 from tdc.train.run import train
 from tdc.train.trainer import build_trainer, last_checkpoint
+from tiny.model import TEMPLATE
 
 HERE = Path(__file__).parent
 
@@ -38,7 +38,7 @@ def run_on_examples(output, data, stage=3, **changes):
         settings(output, **changes),
         stage,
         model=model,
-        processor=tiny_processor(model.config),
+        processor=toy_processor(model.config),
         dataset=data,
     )
     trainer.train()
@@ -120,7 +120,7 @@ def test_a_missing_package_is_named(config_file, monkeypatch, capsys):
 
 def test_stage_3_wants_ears(tmp_path):
     model = calm_model(audio_config=None)
-    processor, data = tiny_processor(model.config), examples(2, sound=False)
+    processor, data = toy_processor(model.config), examples(2, sound=False)
     with pytest.raises(InputError, match="has no ears"):
         build_trainer(settings(tmp_path), 3, model=model, processor=processor, dataset=data)
     chosen = settings(tmp_path, sound=False, max_steps=1)
@@ -254,7 +254,7 @@ def test_turns_apart_want_attention_with_a_mask(tmp_path):
             settings(tmp_path, separate_turns=True),
             2,
             model=model,
-            processor=tiny_processor(model.config),
+            processor=toy_processor(model.config),
             dataset=examples(2),
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import torch
 
-from tdc.train.turns import PADDING, SHARED, around_media, separate
+from tdc.train.data.turns import PADDING, SHARED, around_media, separate
 
 
 def test_a_turn_sees_what_is_shared_and_itself():

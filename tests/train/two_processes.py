@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 from torch import distributed as dist
 
-sys.path.append(str(Path(__file__).parents[1] / "model"))  # tiny.py
-sys.path.append(str(Path(__file__).parents[1] / "media"))  # clips.py
+sys.path.append(str(Path(__file__).parents[1] / "helpers"))
 
-from tiny import tiny_processor
+
+from toy import toy_processor
 from train_samples import calm_model, examples, settings
 
 from tdc.train.trainer import build_trainer
@@ -35,7 +35,7 @@ def trainer_for(output, size):
         settings(output, batch_size=size, max_steps=5),
         2,
         model=model,
-        processor=tiny_processor(model.config),
+        processor=toy_processor(model.config),
         dataset=data(),
     )
 

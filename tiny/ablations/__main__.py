@@ -1,29 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``tdc ablate``: the paper's ablations at small scale, on the clips of ``tdc world``."""
+"""``python -m tiny.ablations``: the paper's ablations at small scale, on the world's clips."""
 
 from __future__ import annotations
 
+import argparse
+import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from tdc.commands._options import Subparsers, command, positive_int
-from tdc.commands._terminal import note, table
+from tdc.cli.main import run as run_command
+from tdc.cli.options import positive_int
+from tdc.cli.terminal import note, table
 
 if TYPE_CHECKING:
-    from tdc.tiny.sweep import Sweep
+    from .sweep import Sweep
 
 _DEFAULT = "(default: %(default)s)"
 
 
-def add(subparsers: Subparsers) -> None:
-    parser = command(
-        subparsers,
-        "ablate",
-        run,
-        "train tiny models that differ in one thing, and compare them",
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tiny.ablations",
+        description="Train tiny models that differ in one thing, and compare them. "
         "Every setting of every ablation, one seed of everything first. What has a result is left "
         "alone, and what was stopped goes on from its last checkpoint. Several may run on one "
         "folder: each takes what nobody else is at. docs/ablations.md lists the ablations.",
     )
+    parser.set_defaults(run=run, loads_model=True)
     parser.add_argument("out", metavar="OUT_DIR", help="a folder per variant")
     parser.add_argument("--only", metavar="NAME", nargs="+", help="these ablations; default: all")
     parser.add_argument("--seeds", metavar="N", type=positive_int, default=3, help=_DEFAULT)
@@ -57,16 +60,18 @@ def add(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--threads", metavar="N", type=positive_int, help="torch threads; default: torch's own"
     )
+    return parser
 
 
 def run(arguments: Any) -> None:
     import torch
 
     from tdc.errors import InputError
-    from tdc.tiny.ablation_report import fill_page, report
-    from tdc.tiny.ablations import chosen
-    from tdc.tiny.sweep import run as run_sweep
     from tdc.train import check_installed
+
+    from .report import fill_page, report
+    from .sweep import run as run_sweep
+    from .table import chosen
 
     if arguments.page is not None and not arguments.report:
         raise InputError("--page goes with --report")
@@ -77,7 +82,9 @@ def run(arguments: Any) -> None:
         return
     if arguments.report:
         if not sweep.out.is_dir():
-            raise InputError(f"no such folder: {sweep.out}; expected one that tdc ablate wrote")
+            raise InputError(
+                f"no such folder: {sweep.out}; expected one that python -m tiny.ablations wrote"
+            )
         page = arguments.page
         paths = report(sweep.out, names) if page is None else fill_page(sweep.out, page, names)
         print("\n".join(str(path) for path in paths))
@@ -95,9 +102,10 @@ def run(arguments: Any) -> None:
 def _sweep(arguments: Any) -> Sweep:
     from pathlib import Path
 
+    from tdc.checkpoints.load import read_config
     from tdc.errors import InputError
-    from tdc.loading import read_config
-    from tdc.tiny.sweep import Sweep
+
+    from .sweep import Sweep
 
     out = Path(arguments.out)
     if out.is_file():
@@ -119,8 +127,8 @@ def _sweep(arguments: Any) -> Sweep:
 
 
 def _list(sweep: Sweep) -> None:
-    from tdc.tiny.ablations import chosen
-    from tdc.tiny.sweep import RESULT, Variant
+    from .sweep import RESULT, Variant
+    from .table import chosen
 
     rows = []
     for ablation in chosen(sweep.only):
@@ -135,3 +143,11 @@ def _list(sweep: Sweep) -> None:
             where = f"{state} (the baseline)" if setting.is_baseline() else state
             rows.append([ablation.name, setting.name, how, where])
     table(["ablation", "setting", "changes", "seeds"], rows, left=4)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_command(build_parser(), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

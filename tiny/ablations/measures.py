@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from tdc.lvcot import Prompts, answer_long_video
-from tdc.world import ask, make_clip, render_frames, render_sound
-from tdc.world.evaluate import ANSWER_TOKENS, Answered, Evaluation, evaluate, without_sound
-from tdc.world.scores import BoundaryScores
 
-from .config import SIDE
+from ..eval.boundary_scores import BoundaryScores
+from ..eval.evaluate import ANSWER_TOKENS, Answered, Evaluation, evaluate, without_sound
+from ..model import SIDE
+from ..world import ask, make_clip, render_frames, render_sound
 
 SETS = ("standard", "slow", "fast-cut", "motion", "long")  # kinds of clips, each reported apart
 NEEDS = ("dynamic", "audio", "order", "change")

@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tdc._media import whole_file
-from tdc.commands._terminal import count
+from tdc.cli.terminal import count
 from tdc.errors import InputError
+from tdc.files import whole_file
 
-from .ablations import ABLATIONS, Ablation, Setting
 from .measures import NEEDS, SETS
 from .sweep import RESULT, Variant
+from .table import ABLATIONS, Ablation, Setting
 
 NOT_RUN = "not run"
 DPI = 80
@@ -238,7 +238,7 @@ def fill_page(out: Path, page: Path, names: Sequence[Ablation]) -> list[Path]:
 
 
 def _between(text: str, ablation: Ablation, page: Path) -> tuple[int, int]:
-    marks = f"<!-- tdc ablate: {ablation.name} -->", f"<!-- end of {ablation.name} -->"
+    marks = f"<!-- ablation: {ablation.name} -->", f"<!-- end of {ablation.name} -->"
     start, stop = text.find(marks[0]), text.find(marks[1])
     if not 0 <= start < stop:
         raise InputError(f"{page} lacks a place for {ablation.name}: {marks[0]} … {marks[1]}")

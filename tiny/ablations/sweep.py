@@ -23,31 +23,23 @@ from typing import Any
 
 import torch
 
-from tdc._media import whole_file
+from tdc.checkpoints.load import TINY, Loaded, load_model
 from tdc.errors import InputError
-from tdc.loading import TINY, Loaded, load_model
+from tdc.files import whole_file
 from tdc.model import TDCForConditionalGeneration
 from tdc.train.stages import get_stage
 from tdc.train.starting_model import starting_model
 from tdc.train.trainer import SETTINGS_FILE
 
-from . import examples
-from .ablations import BASELINE, Ablation, Setting, chosen, configured
-from .config import new_processor
-from .examples import Examples
-from .features import ClipFeatures, training_clip
+from ..model import new_processor
+from ..recipe import examples
+from ..recipe.clip_features import ClipFeatures, training_clip
+from ..recipe.examples import Examples
+from ..recipe.run_stage import Say, load, processes, save, stage_settings, train_stage
+from ..recipe.settings import Recipe
+from ..recipe.steps import ACCURACY_FILE, compressor_on_labels
 from .measures import SETS, ask_long, ask_set
-from .recipe import (
-    ACCURACY_FILE,
-    Recipe,
-    Say,
-    compressor_on_labels,
-    load,
-    processes,
-    save,
-    stage_settings,
-    train_stage,
-)
+from .table import BASELINE, Ablation, Setting, chosen, configured
 
 RESULT, BUDGET_FILE = "result.json", "budget.json"
 SEED = 1  # of the training clips
@@ -154,8 +146,8 @@ def run(sweep: Sweep, say: Say = print, detail: Say = lambda line: None) -> None
     listed = variants(sweep.only, sweep.seeds)
     if processes()[1] > 1:
         raise InputError(
-            "variants do not share batches; expected no torchrun: start tdc ablate several times, "
-            "on the same folder"
+            "variants do not share batches; expected no torchrun: start python -m tiny.ablations "
+            "several times, on the same folder"
         )
     keep_budget(sweep)
     shared = _Shared(sweep, detail)

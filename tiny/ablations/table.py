@@ -16,7 +16,7 @@ from typing import Any
 from tdc.config import TDCConfig
 from tdc.errors import InputError
 
-from .config import tiny_config
+from ..model import tiny_config
 
 BASELINE = ("baseline", "default")  # ablation and setting under which it is kept
 LONGEST = 24  # frames of a training clip

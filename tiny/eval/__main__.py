@@ -1,31 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``tdc eval world``: how well a model answers about clips of the world that it has not seen."""
+"""``python -m tiny.eval``: how well a model answers about unseen clips of the world."""
 
 from __future__ import annotations
 
+import argparse
+import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from tdc.commands._options import Subparsers, add_model, command, positive_int
-from tdc.commands._terminal import count, progress, table
+from tdc.cli.main import run as run_command
+from tdc.cli.options import add_model, positive_int
+from tdc.cli.terminal import count, progress, table
 
 if TYPE_CHECKING:
-    from tdc.world.evaluate import Control, Evaluation
+    from .evaluate import Control, Evaluation
 
 _DEFAULT = "(default: %(default)s)"
 NEEDS = ("audio", "order", "change", "dynamic")
 
 
-def add(subparsers: Subparsers) -> None:
-    parser = command(
-        subparsers,
-        "eval",
-        run,
-        "ask a model about held-out clips of the small world",
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tiny.eval",
+        description="Ask a model about held-out clips of the small world. "
         "Clips are drawn, encoded as MP4 and read again. Beside the share of right answers stands "
         "what the best constant answer per kind of question would get, and what is left when the "
         "model is deprived of sound, of cuts, or of everything but static frames.",
     )
-    parser.add_argument("what", choices=("world",))
+    parser.set_defaults(run=run, loads_model=True)
     parser.add_argument("--clips", metavar="N", type=positive_int, default=100, help=_DEFAULT)
     parser.add_argument(
         "--questions", metavar="N", type=positive_int, default=6, help=f"per clip {_DEFAULT}"
@@ -40,12 +42,14 @@ def add(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--no-controls", action="store_true", help="ask once, deprived of nothing")
     add_model(parser)
+    return parser
 
 
 def run(arguments: Any) -> None:
-    from tdc.commands._pipeline import load
-    from tdc.world import ask, make_clip
-    from tdc.world.evaluate import CONTROLS, evaluate
+    from tdc.cli.options import load
+
+    from ..world import ask, make_clip
+    from .evaluate import CONTROLS, evaluate
 
     loaded = load(arguments)
     sets = []
@@ -124,3 +128,11 @@ def _mean(values: list[float]) -> str:
         return "-"
     spread = (max(known) - min(known)) / 2
     return f"{sum(known) / len(known):.2f}" + (f" ± {spread:.2f}" if len(known) > 1 else "")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_command(build_parser(), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

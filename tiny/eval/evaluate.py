@@ -14,17 +14,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from tdc.features import VideoFeatures
-from tdc.lvcot import ask as answer
-from tdc.media_inputs import SAMPLE_RATE
+from tdc.answer import ask as answer
+from tdc.encoder.features import VideoFeatures
+from tdc.encoder.segment import Segmentation
 from tdc.model import MEDIA_INPUTS
-from tdc.segment import Segmentation
-from tdc.world.clips import Clip
-from tdc.world.questions import Question
-from tdc.world.render import render_frames
-from tdc.world.scores import BoundaryScores, boundary_scores
-from tdc.world.sounds import render_sound
-from tdc.world.write import write_clip
+from tdc.processor.media_inputs import SAMPLE_RATE
+
+from ..world.clips import Clip
+from ..world.questions import Question
+from ..world.render import render_frames
+from ..world.sounds import render_sound
+from ..world.write import write_clip
+from .boundary_scores import BoundaryScores, boundary_scores
 
 SIZE = 64  # pixels a side of the clips
 ANSWER_TOKENS = 6  # no short answer has more words

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m tdc.tiny --out DIR``: train the tiny TDC. Two processes of one thread each are faster
-than one of two: ``torchrun --nproc-per-node 2 -m tdc.tiny --out DIR``."""
+"""``python -m tiny.recipe --out DIR``: train the tiny TDC. Two processes of one thread each are
+faster than one of two: ``torchrun --nproc-per-node 2 -m tiny.recipe --out DIR``."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from pathlib import Path
 import torch
 from transformers.utils import logging as transformers_logging
 
-from .recipe import Recipe, run
+from .settings import Recipe
+from .steps import run
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tdc.tiny", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("tiny"), help="default: %(default)s")
+    parser = argparse.ArgumentParser(prog="python -m tiny.recipe", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("tiny-run"), help="default: %(default)s")
     parser.add_argument("--threads", type=int, help="torch threads; default: torch's own")
     for field in dataclasses.fields(Recipe):
         if field.name != "out":

@@ -3,7 +3,7 @@
 
 A search is the hardest thing to learn from answers alone, and labels of what a question is about
 say what is found, not where. The first layer that can search in what frames have told is the one
-after the layers at whose end linear heads read it (:mod:`tdc.tiny.stories`): at the end of a
+after the layers at whose end linear heads read it (:mod:`.story_labels`): at the end of a
 question one of its heads is told which of the context's tokens to attend to. It cannot ask there
 for what the question's words have not brought along, so these are read at the same place.
 """
@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
 
-from tdc.train.turns import around_media, separate
-from tdc.world.labels import UNASKED
-from tdc.world.story import MOST_FLASHES, STORY
+from tdc.train.data.turns import around_media, separate
+
+from ..world.labels import UNASKED
+from ..world.story import MOST_FLASHES, STORY
 
 _SCENE, _TOLD = ([*STORY].index(name) for name in ("scene", "told"))
 
@@ -29,7 +30,7 @@ def places(story: Tensor, scenes: Tensor, flashes: Tensor) -> Tensor:
     a flash the separators of its frame and those that follow, up to the next flash.
 
     Args:
-        story: int64 ``[N, len(STORY)]`` of a context, :func:`tdc.tiny.stories.told`.
+        story: int64 ``[N, len(STORY)]`` of a context, :func:`tiny.recipe.story_labels.told`.
         scenes, flashes: int64 ``[Q]``; UNASKED where there is none.
     """
     of_scene = (story[:, _SCENE] == scenes[:, None]) & (scenes != UNASKED)[:, None]

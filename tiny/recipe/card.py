@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
-from tdc._media import whole_folder
+from tdc.files import whole_folder
 from tdc.model import TDCForConditionalGeneration
-from tdc.processor import TDCProcessor
+from tdc.processor.processor import TDCProcessor
 
 if TYPE_CHECKING:
-    from .recipe import Recipe
+    from .settings import Recipe
 
 CARD = """\
 ---
@@ -27,15 +27,15 @@ pipeline_tag: image-text-to-text
 # Tiny TDC
 
 The complete model of Temporal Dynamic Context (arXiv 2504.10443) at {millions:.1f} M parameters,
-for tests, demonstrations and ablations. It answers short questions about clips that `tdc world`
-draws: shapes, colors, places, movements, flashes, sounds, their order. It knows the {words} words
-of that world and nothing else: what it says about any other video means nothing.
+for tests, demonstrations and ablations. It answers short questions about clips that `python -m
+tiny.world` draws: shapes, colors, places, movements, flashes, sounds, their order. It knows the
+{words} words of that world and nothing else: what it says about any other video means nothing.
 
 - **Parts**: DINOv2 and SigLIP towers, SVA connector, BEATs, Q-Former, Qwen2 decoder: the classes
   of every other TDC.
 - **Data**: drawn by seed; no picture, sound, text or weight of anybody else. Clips of the test
   split share no combination of shape, color and background with those it was trained on.
-- **Training**: seed {seed}, batches of {batch}, by `python -m tdc.tiny`:
+- **Training**: seed {seed}, batches of {batch}, by `python -m tiny.recipe`:
 
 | step | examples |
 |---|---:|
@@ -53,7 +53,7 @@ of that world and nothing else: what it says about any other video means nothing
 - **What it gets right**, kind by kind, and how it was measured: `docs/tiny.md` of TDC Kernels.
 
 ```python
-from tdc.loading import load_model
+from tdc.checkpoints.load import load_model
 
 loaded = load_model()  # this model
 ```

@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tdc.encode import VideoEncoder
-from tdc.train.tower_features import TowerFeatures
-from tdc.world import Clip, make_clip, render_frames, render_sound
+from tdc.encoder.tower_features import TowerFeatures
+from tdc.encoder.video_encoder import VideoEncoder
 
-from .config import SIDE
-from .encoders import recolored
+from ..model import SIDE
+from ..world import Clip, make_clip, render_frames, render_sound
+from .encoder_labels import recolored
 
 SHARD = 250  # clips
 # Kinds of clips and scenes, in turns: what is asked across scenes takes most of the training.
@@ -50,7 +50,7 @@ class ClipFeatures:
         folder: where the shards lie, or will.
         clip: the clip of an index.
         count: how many.
-        recolor: whether their colors are turned, see :func:`tdc.tiny.encoders.recolored`.
+        recolor: whether their colors are turned, see :func:`tiny.recipe.encoder_labels.recolored`.
     """
 
     def __init__(

@@ -18,17 +18,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from tdc.encoder.tower_features import TowerFeatures
 from tdc.model import Context, TDCForConditionalGeneration
-from tdc.processor import TDCProcessor
-from tdc.train.tower_features import MediaBatch, MediaEncoder, TowerFeatures
-from tdc.world import Clip, ask_frame, patch_labels
-from tdc.world.captions import SINCE, turned
-from tdc.world.labels import LOOKUPS, UNASKED, lookup_labels, place_labels
-from tdc.world.words import BACKGROUNDS, COLORS, SHAPES, SOUNDS, TEXTURES
+from tdc.processor.processor import TDCProcessor
+from tdc.train.data.media_batch import MediaBatch
+from tdc.train.data.media_encoder import MediaEncoder
 
-from .config import SIDE
-from .encoders import PATCH_SIZES, object_share, object_weights, patch_loss
-from .features import ClipFeatures, some_frames
+from ..model import SIDE
+from ..world import Clip, ask_frame, patch_labels
+from ..world.captions import SINCE, turned
+from ..world.labels import LOOKUPS, UNASKED, lookup_labels, place_labels
+from ..world.words import BACKGROUNDS, COLORS, SHAPES, SOUNDS, TEXTURES
+from .clip_features import ClipFeatures, some_frames
+from .encoder_labels import PATCH_SIZES, object_share, object_weights, patch_loss
 
 # Classes of a place, and of the frame as a whole.
 _PLACE_SIZES = {
@@ -174,7 +176,7 @@ class Lookup(nn.Module):
         self.read = nn.Linear(width, sum(_LOOKUP_SIZES))
 
     def forward(self, tokens: Tensor, labels: Tensor, plain: Tensor) -> dict[str, Tensor]:
-        """``tokens [B, K, D]``; ``labels [B, 14, 5]``: :func:`tdc.world.labels.lookup_labels`."""
+        """``tokens [B, K, D]``; ``labels [B, 14, 5]``: :func:`tiny.world.labels.lookup_labels`."""
         tokens, names = self.norm(tokens), self.names.expand(len(tokens), -1, -1)
         found, _ = self.attention(names, tokens, tokens, need_weights=False)
         there = labels[..., 0] > 0
@@ -221,8 +223,8 @@ class LabelledCompressor(nn.Module):
         audio: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """``siglip``, ``dinov2``, ``audio [B, 2, T, C]``; ``objects [B, 5, 9]``, ``whole [B, 3]``:
-        classes as in :class:`tdc.world.labels.PlaceLabels`; ``lookups [B, 14, 5]`` as in
-        :func:`tdc.world.labels.lookup_labels`; ``plain`` bool ``[B]``."""
+        classes as in :class:`tiny.world.labels.PlaceLabels`; ``lookups [B, 14, 5]`` as in
+        :func:`tiny.world.labels.lookup_labels`; ``plain`` bool ``[B]``."""
         sounds = [None] * len(siglip) if audio is None else audio
         pairs = [
             TowerFeatures(s, d, (SIDE, SIDE), audio=heard)

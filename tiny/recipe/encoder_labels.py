@@ -22,14 +22,14 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import Trainer
 
-from tdc.beats import BEATs
-from tdc.fbank import SAMPLE_RATE
-from tdc.towers import VisionTower
-from tdc.world import make_clip, patch_labels, render_sound
-from tdc.world.render import render_frame
-from tdc.world.words import BACKGROUNDS, COLORS, SHAPES, SOUNDS, TEXTURES
+from tdc.encoder.beats import BEATs
+from tdc.encoder.fbank import SAMPLE_RATE
+from tdc.encoder.towers import VisionTower
 
-from .config import SIDE
+from ..model import SIDE
+from ..world import make_clip, patch_labels, render_sound
+from ..world.render import render_frame
+from ..world.words import BACKGROUNDS, COLORS, SHAPES, SOUNDS, TEXTURES
 
 KINDS = ("standard", "standard", "motion", "image")  # of the clips that pictures come from
 CENTRES = 10.0  # weight of the centres' squared error, of coordinates in 0..1

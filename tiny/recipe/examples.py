@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import Dataset
 
-from tdc.train.tower_features import TowerFeatures
-from tdc.world import CLIP_PROMPT, FRAME_PROMPT, Clip, ask, ask_frame, clip_caption, frame_caption
-from tdc.world.captions import scene_caption
-from tdc.world.questions import KINDS, Question
-from tdc.world.wording import Candidate, scene_references, worded
+from tdc.encoder.tower_features import TowerFeatures
 
-from .features import TRAINING, ClipFeatures, some_frames
+from ..world import CLIP_PROMPT, FRAME_PROMPT, Clip, ask, ask_frame, clip_caption, frame_caption
+from ..world.captions import scene_caption
+from ..world.questions import KINDS, Question
+from ..world.wording import Candidate, scene_references, worded
+from .clip_features import TRAINING, ClipFeatures, some_frames
 
 PERIOD = len(TRAINING)
 # Which of the clips' places in TRAINING an example may come from.

@@ -19,19 +19,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from tdc.assembly import IGNORE_INDEX
 from tdc.model import TDCForConditionalGeneration
-from tdc.processor import TDCProcessor
-from tdc.train.collator import pad_rows
-from tdc.train.tower_features import MediaBatch, MediaEncoder
-from tdc.train.turns import PADDING, around_media, separate
-from tdc.world import FRAME_PROMPT, Clip, ask, ask_frame, frame_caption
-from tdc.world.frame_questions import FRAME_KINDS
-from tdc.world.labels import UNASKED
-from tdc.world.questions import KINDS, Question
-from tdc.world.story import story_labels
+from tdc.processor.processor import TDCProcessor
+from tdc.prompt import IGNORE_INDEX
+from tdc.train.data.collator import pad_rows
+from tdc.train.data.media_batch import MediaBatch
+from tdc.train.data.media_encoder import MediaEncoder
+from tdc.train.data.turns import PADDING, around_media, separate
 
-from .config import MARKS
+from ..model import MARKS
+from ..world import FRAME_PROMPT, Clip, ask, ask_frame, frame_caption
+from ..world.frame_questions import FRAME_KINDS
+from ..world.labels import UNASKED
+from ..world.questions import KINDS, Question
+from ..world.story import story_labels
+from .attention_labels import look_errors, word_errors
+from .clip_features import SHARD, ClipFeatures, some_frames
 from .examples import (
     FULL,
     ONE,
@@ -45,9 +48,7 @@ from .examples import (
     talk_turns,
     talks,
 )
-from .features import SHARD, ClipFeatures, some_frames
-from .looks import look_errors, word_errors
-from .stories import Stories, told
+from .story_labels import Stories, told
 
 # Contexts of every clip, each for another question: of the whole of it, and of pairs of frames.
 VARIANTS = 2
@@ -279,7 +280,7 @@ def collate(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 class LanguageAlone(nn.Module):
     """The language model without its output layer, whose weights are those of its input; beside
-    answers it learns what :class:`tdc.tiny.stories.Stories` reads."""
+    answers it learns what :class:`tiny.recipe.story_labels.Stories` reads."""
 
     def __init__(self, model: TDCForConditionalGeneration) -> None:
         super().__init__()

@@ -9,66 +9,39 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
 from tdc.model import TDCForConditionalGeneration
-from tdc.processor import TDCProcessor
-from tdc.train.config import TrainConfig
+from tdc.processor.processor import TDCProcessor
 from tdc.train.merge import merge_adapter
 from tdc.train.run import SayLosses
 from tdc.train.stages import Stage, get_stage
 from tdc.train.starting_model import starting_model
-from tdc.train.trainer import SETTINGS_FILE, build_trainer, last_checkpoint, settings_text
+from tdc.train.trainer import SETTINGS_FILE, last_checkpoint
 
+from ..model import new_model, new_processor
 from . import examples
 from .card import write_finished
-from .config import new_model, new_processor
-from .cuts import similarity_threshold
-from .dense import Frames, LabelledCompressor, LabelledConnector, Pairs
-from .encoders import AccuracyTrainer, LabelledSound, LabelledTower, Pictures, Sounds
+from .clip_features import ClipFeatures, training_clip
+from .compressor_labels import Frames, LabelledCompressor, LabelledConnector, Pairs
+from .encoder_labels import AccuracyTrainer, LabelledSound, LabelledTower, Pictures, Sounds
 from .examples import Examples, Mixture
-from .features import ClipFeatures, training_clip
-from .language import KeptContexts, LanguageAlone, StopAfter, Talks, collate
+from .language_model import KeptContexts, LanguageAlone, StopAfter, Talks, collate
+from .run_stage import Say, is_first, load, processes, save, stage_settings, train_stage, wait
+from .settings import Recipe
+from .threshold import similarity_threshold
 
-Say = Callable[[str], None]
 ACCURACY_FILE = "accuracy.json"  # of a step on labels: a running mean of its last batches
 COMPRESSOR = replace(get_stage(2), title="the compressor on labels", sound=True)
 LANGUAGE = replace(get_stage(2), title="the language model alone", sound=True)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How long each step takes; docs/tiny.md says what was measured."""
-
-    out: Path
-    seed: int = 0
-    clips: int = 10_000  # whose features are kept, half of them in other colors as well: 3 GB
-    pictures: int = 160_000  # seen by each image tower
-    sounds: int = 6_400  # stretches of sound
-    labelled_frames: int = 32_000  # for the connector, at each of its two grids
-    labelled_pairs: int = 320_000  # of frames, for the compressor
-    images: int = 16_000  # examples of stage 1
-    talks: int = 272_000  # examples of the language model alone
-    schedule: int = 320_000  # for which its rate and mixture are made: it is stopped on the way
-    videos: int = 2_560  # examples of stage 2
-    audio_visual: int = 14_400  # examples of stage 3
-    batch: int = 32  # of all processes together
-    rate: float = 1.5e-3  # of the language model, and of the compressor on labels
-    late_rate: float = 7e-4  # of the language model in stages 2 and 3
-    connector_rate: float = 2e-4  # in the stages; labels have taught it nearly everything
-    compressor_rate: float = 5e-4  # in the stages; labels have taught it much
-    encoder_rate: float = 3e-3  # 0.84 of the objects known where 1.5e-3 gives 0.66
-    save_steps: int = 500
-    logging_steps: int = 100
 
 
 def run(recipe: Recipe, say: Say = print) -> Path:
@@ -99,20 +72,6 @@ def align(recipe: Recipe, say: Say) -> tuple[ClipFeatures, Path]:
     stage = (get_stage(1), connector, recipe.images, examples.images)
     aligned = _stage(recipe, clips, say, "stage1", *stage)
     return clips, _part(recipe, say, "frame-labels", get_stage(2), aligned, clips)
-
-
-def processes() -> tuple[int, int]:
-    """This process's number, and how many there are."""
-    state = PartialState(cpu=True)
-    return state.process_index, state.num_processes
-
-
-def is_first() -> bool:
-    return processes()[0] == 0
-
-
-def wait() -> None:
-    PartialState(cpu=True).wait_for_everyone()
 
 
 # --- encoders ------------------------------------------------------------------------------------
@@ -293,61 +252,3 @@ def _stage(
     data = Examples(clips, size, recipe.batch, mixture, stage.sound, seed)
     train_stage(settings, stage, model, processor, data, lambda line: say(f"{name}: {line}"))
     return output
-
-
-def stage_settings(
-    recipe: Recipe, start: Path, output: Path, sound: bool | None, **changes: Any
-) -> TrainConfig:
-    """``changes``: other fields of :class:`tdc.train.config.TrainConfig`."""
-    fields: dict[str, Any] = {
-        "model": str(start),
-        "output_dir": str(output),
-        "sound": sound,
-        "workers": 0,
-        "learning_rate": recipe.rate,
-        "connector_learning_rate": recipe.connector_rate,
-        "compressor_learning_rate": recipe.compressor_rate,
-        "lora_rank": 32,
-        "lora_alpha": 64,
-        "lora_dropout": 0.0,
-        "batch_size": recipe.batch // processes()[1],
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "device": "cpu",
-        "seed": recipe.seed,
-        "logging_steps": recipe.logging_steps,
-        "save_steps": recipe.save_steps,
-        "save_total_limit": 1,
-    }
-    return TrainConfig(**{**fields, **changes})
-
-
-def train_stage(
-    settings: TrainConfig,
-    stage: Stage,
-    model: TDCForConditionalGeneration,
-    processor: TDCProcessor,
-    data: Examples,
-    say: Say,
-) -> None:
-    """From the last checkpoint, if there is one, to a saved model and its settings beside it."""
-    output = Path(settings.output_dir)
-    trainer = build_trainer(settings, stage, model=model, processor=processor, dataset=data)
-    trainer.args.train_sampling_strategy = "sequential"
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(SayLosses(say))
-    trainer.train(resume_from_checkpoint=last_checkpoint(output))
-    trainer.save_model()
-    if is_first():
-        (output / SETTINGS_FILE).write_text(settings_text(settings, stage.number))
-    wait()
-
-
-def save(model: TDCForConditionalGeneration, processor: TDCProcessor, folder: Path) -> None:
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-
-
-def load(folder: Path) -> tuple[TDCForConditionalGeneration, TDCProcessor]:
-    model: Any = TDCForConditionalGeneration.from_pretrained(folder)
-    return model.eval(), TDCProcessor.from_pretrained(folder)

@@ -17,10 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tdc.config import TDCConfig
-from tdc.world import Clip
-from tdc.world.labels import UNASKED
-from tdc.world.story import MOST_FLASHES, STORY
-from tdc.world.words import MAX_SCENES
+
+from ..world import Clip
+from ..world.labels import UNASKED
+from ..world.story import MOST_FLASHES, STORY
+from ..world.words import MAX_SCENES
 
 
 def told(clip: Clip, frames: Tensor, length: int, config: TDCConfig) -> Tensor:
@@ -30,7 +31,7 @@ def told(clip: Clip, frames: Tensor, length: int, config: TDCConfig) -> Tensor:
     All of it is UNASKED where the context has another length than the true cuts give.
 
     Args:
-        frames: what :func:`tdc.world.story.story_labels` says of the clip.
+        frames: what :func:`tiny.world.story.story_labels` says of the clip.
     """
     labels = torch.full((length, len(STORY)), UNASKED)
     whole = config.frame_grid * (config.frame_grid + 1) + config.audio_tokens_per_frame + 1

@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 import torch
 
-from tdc.towers import VisionTower
-from tdc.world import make_clip, render_frames
+from tdc.encoder.towers import VisionTower
 from tdc_kernels import frame_similarity
 
-from .config import SIDE
+from ..model import SIDE
+from ..world import make_clip, render_frames
 
 CLIPS = 200
 

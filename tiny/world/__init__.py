@@ -5,20 +5,20 @@ Data for training a small model on two CPU cores, and truth for segmentation and
 docs/world.md.
 """
 
-from tdc.world.captions import CLIP_PROMPT, FRAME_PROMPT, clip_caption, frame_caption
-from tdc.world.clips import UNITS, Clip, Scene, Thing
-from tdc.world.dataset import write_dataset
-from tdc.world.frame_questions import ask_frame
-from tdc.world.labels import PatchLabels, patch_labels
-from tdc.world.make import KINDS, make_clip
-from tdc.world.questions import all_questions, ask
-from tdc.world.render import render_frame, render_frames
-from tdc.world.scores import BoundaryScores, boundary_scores
-from tdc.world.sounds import render_sound
-from tdc.world.splits import SPLITS, split_of
-from tdc.world.wording import Question
-from tdc.world.words import vocabulary
-from tdc.world.write import write_clip
+from ..eval.boundary_scores import BoundaryScores, boundary_scores
+from .captions import CLIP_PROMPT, FRAME_PROMPT, clip_caption, frame_caption
+from .clips import UNITS, Clip, Scene, Thing
+from .dataset import write_dataset
+from .frame_questions import ask_frame
+from .labels import PatchLabels, patch_labels
+from .make import KINDS, make_clip
+from .questions import all_questions, ask
+from .render import render_frame, render_frames
+from .sounds import render_sound
+from .splits import SPLITS, split_of
+from .wording import Question
+from .words import vocabulary
+from .write import write_clip
 
 __all__ = [
     "CLIP_PROMPT",

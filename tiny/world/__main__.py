@@ -1,24 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``tdc world``: a data set of small clips with sound, of which everything is known."""
+"""``python -m tiny.world``: a data set of small clips with sound, of which everything is known."""
 
 from __future__ import annotations
 
+import argparse
+import sys
+from collections.abc import Sequence
 from typing import Any
 
-from tdc.commands._options import Subparsers, command, positive_int
-from tdc.commands._terminal import count, progress
+from tdc.cli.main import run as run_command
+from tdc.cli.options import positive_int
+from tdc.cli.terminal import count, progress
 
 
-def add(subparsers: Subparsers) -> None:
-    parser = command(
-        subparsers,
-        "world",
-        run,
-        "make a data set of small clips with questions and answers",
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tiny.world",
+        description="Make a data set of small clips with questions and answers. "
         "Scenes, objects, motion and sound are drawn from a seed, encoded as MP4 and listed with "
         "questions and true cuts. An interrupted set goes on where it stopped.",
-        loads_model=False,
     )
+    parser.set_defaults(run=run, loads_model=False)
     parser.add_argument("out", metavar="OUT_DIR")
     parser.add_argument("--clips", metavar="N", type=positive_int, default=100, help=_DEFAULT)
     parser.add_argument(
@@ -44,6 +46,7 @@ def add(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--questions", metavar="N", type=positive_int, default=4, help=f"per clip {_DEFAULT}"
     )
+    return parser
 
 
 _DEFAULT = "(default: %(default)s)"
@@ -53,7 +56,7 @@ def run(arguments: Any) -> None:
     import json
     from collections import Counter
 
-    from tdc.world.dataset import write_dataset
+    from .dataset import write_dataset
 
     with progress("making clips") as update:
         path = write_dataset(
@@ -73,3 +76,11 @@ def run(arguments: Any) -> None:
     print(f"{path}: {count(arguments.clips, what)}, {count(len(entries), 'conversation')}")
     if needs:
         print("needing " + ", ".join(f"{name}: {n:,}" for name, n in sorted(needs.items())))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_command(build_parser(), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from tdc.world.clips import UNITS, Clip, Scene, Thing
-from tdc.world.motion import moved_since, place_of
-from tdc.world.words import DIRECTIONS, SIDES, SILENCE
+from .clips import UNITS, Clip, Scene, Thing
+from .motion import moved_since, place_of
+from .words import DIRECTIONS, SIDES, SILENCE
 
 CLIP_PROMPT = "what happens in the video ?"
 FRAME_PROMPT = "what is seen now ?"

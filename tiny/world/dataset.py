@@ -17,13 +17,14 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from tdc._media import whole_file
 from tdc.errors import InputError
-from tdc.world.captions import CLIP_PROMPT, clip_caption
-from tdc.world.clips import Clip
-from tdc.world.make import make_clip
-from tdc.world.questions import Question, ask
-from tdc.world.write import check_size, write_clip, write_image
+from tdc.files import whole_file
+
+from .captions import CLIP_PROMPT, clip_caption
+from .clips import Clip
+from .make import make_clip
+from .questions import Question, ask
+from .write import check_size, write_clip, write_image
 
 _SETTINGS = "world.json"
 _VERSION = 1  # of what the seeds mean: clips, questions, pictures
@@ -94,7 +95,9 @@ def _prepare(folder: Path, settings: dict[str, Any], image: bool) -> Path:
         try:
             before = json.loads(note.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            raise InputError(f"{note} cannot be read; expected one written by tdc world") from None
+            raise InputError(
+                f"{note} cannot be read; expected one written by python -m tiny.world"
+            ) from None
         if before != settings:
             raise InputError(
                 f"{folder} holds a set of other settings ({json.dumps(before)}); "

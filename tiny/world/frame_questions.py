@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 from random import Random
 
 from tdc.errors import InputError
-from tdc.world.captions import LEAST_MOVE, gone, new, turned_corner
-from tdc.world.clips import Clip, Thing
-from tdc.world.motion import moved_since, place_of
-from tdc.world.wording import Candidate, Question, worded
-from tdc.world.words import (
+
+from .captions import LEAST_MOVE, gone, new, turned_corner
+from .clips import Clip, Thing
+from .motion import moved_since, place_of
+from .wording import Candidate, Question, worded
+from .words import (
     BACKGROUNDS,
     COLORS,
     DIRECTIONS,

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from tdc.errors import InputError
-from tdc.world.captions import SINCE, gone, new, since_first, turned
-from tdc.world.clips import UNITS, Clip, Thing
-from tdc.world.render import MIN_SIZE, stamp
-from tdc.world.words import BACKGROUNDS, COLORS, SHAPES, SOUNDS, TEXTURES
+
+from .captions import SINCE, gone, new, since_first, turned
+from .clips import UNITS, Clip, Thing
+from .render import MIN_SIZE, stamp
+from .words import BACKGROUNDS, COLORS, SHAPES, SOUNDS, TEXTURES
 
 # Of a patch, for the object to be its label: at 4 x 4 patches an object amid four of them covers
 # 0.1 (star) to 0.24 (square) of each.

@@ -13,10 +13,11 @@ from itertools import pairwise
 from random import Random
 
 from tdc.errors import InputError
-from tdc.world import motion
-from tdc.world.clips import Clip, Point, Scene, Thing
-from tdc.world.splits import check_split, looks
-from tdc.world.words import BACKGROUNDS, CHANGES, MAX_SCENES, SOUNDS, TEXTURES
+
+from . import motion
+from .clips import Clip, Point, Scene, Thing
+from .splits import check_split, looks
+from .words import BACKGROUNDS, CHANGES, MAX_SCENES, SOUNDS, TEXTURES
 
 Look = tuple[str, str]
 

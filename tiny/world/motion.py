@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from random import Random
 
-from tdc.world.clips import UNITS, Point, Thing, direction
+from .clips import UNITS, Point, Thing, direction
 
 LOW, HIGH = 10.0, 54.0  # corner to corner: 44
 JITTER = 2.0  # of every place; a way along the border is at least 40 long

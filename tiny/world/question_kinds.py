@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from tdc.world.clips import Clip, Scene, Thing
-from tdc.world.motion import place_of
-from tdc.world.wording import Candidate, scene_references
-from tdc.world.words import (
+from .clips import Clip, Scene, Thing
+from .motion import place_of
+from .wording import Candidate, scene_references
+from .words import (
     BACKGROUNDS,
     CHANGES,
     COLORS,

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from random import Random
 
 from tdc.errors import InputError
-from tdc.world.clips import Clip
-from tdc.world.question_kinds import KINDS
-from tdc.world.wording import Candidate, Question, worded
+
+from .clips import Clip
+from .question_kinds import KINDS
+from .wording import Candidate, Question, worded
 
 __all__ = ["KINDS", "Question", "all_questions", "ask"]
 

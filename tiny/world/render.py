@@ -14,8 +14,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from tdc.errors import InputError
-from tdc.world.clips import UNITS, Clip, Scene, Thing
-from tdc.world.words import BACKGROUNDS, COLORS
+
+from .clips import UNITS, Clip, Scene, Thing
+from .words import BACKGROUNDS, COLORS
 
 _FINE = 8  # painted this many times larger and averaged: smooth edges
 _STEPS = 4  # sub-pixel positions per pixel

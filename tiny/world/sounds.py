@@ -8,8 +8,9 @@ from random import Random
 
 import numpy as np
 
-from tdc.fbank import SAMPLE_RATE
-from tdc.world.clips import Clip
+from tdc.encoder.fbank import SAMPLE_RATE
+
+from .clips import Clip
 
 # Silent edges of a second: BEATs looks in steps of 160 ms, which do not end with the second.
 BEGIN, END = 0.06, 0.92

@@ -11,7 +11,8 @@ from __future__ import annotations
 import functools
 
 from tdc.errors import InputError
-from tdc.world.words import BACKGROUNDS, COLORS, SHAPES
+
+from .words import BACKGROUNDS, COLORS, SHAPES
 
 SPLITS = ("train", "validation", "test")
 _COLORS = tuple(COLORS)

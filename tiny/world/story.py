@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tdc.world.clips import Clip, Scene, Thing
-from tdc.world.words import BACKGROUNDS, CHANGES, COLORS, MAX_SCENES, SHAPES, SOUNDS, TEXTURES
+from .clips import Clip, Scene, Thing
+from .words import BACKGROUNDS, CHANGES, COLORS, MAX_SCENES, SHAPES, SOUNDS, TEXTURES
 
 _SHAPES, _COLORS, _BACKGROUNDS, _CHANGES = map(tuple, (SHAPES, COLORS, BACKGROUNDS, CHANGES))
 MOST_FRAMES, MOST_OBJECTS, MOST_FLASHES = 10, 6, 7  # counted up to these

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from tdc.world.clips import Clip
-from tdc.world.words import LETTERS
+from .clips import Clip
+from .words import LETTERS
 
 
 @dataclass(frozen=True)

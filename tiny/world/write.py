@@ -11,17 +11,18 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tdc import _pyav as av
-from tdc._media import whole_file
+from tdc.encoder.fbank import SAMPLE_RATE
 from tdc.errors import InputError
-from tdc.fbank import SAMPLE_RATE
-from tdc.world.clips import Clip
-from tdc.world.render import MIN_SIZE, render_frames
-from tdc.world.sounds import render_sound
+from tdc.files import whole_file
+from tdc.media import pyav as av
+
+from .clips import Clip
+from .render import MIN_SIZE, render_frames
+from .sounds import render_sound
 
 MAX_FPS = 60
 # mbtree reads memory it never wrote in small pictures; one thread: the same bytes on every machine.
-_H264 = {"crf": "14", "preset": "veryfast", "x264-params": "mbtree=0:threads=1"}
+_H264 = {"preset": "veryfast", "x264-params": "mbtree=0:threads=1"}
 _MPEG4 = {"qscale": "2", "b": "4000000"}  # where FFmpeg has no libx264
 
 
@@ -33,7 +34,15 @@ def check_size(size: int, fps: int) -> None:
         raise InputError(f"fps: got {fps}, expected 1 to {MAX_FPS}")
 
 
-def write_clip(path: str | os.PathLike[str], clip: Clip, *, size: int = 64, fps: int = 8) -> Path:
+def write_clip(
+    path: str | os.PathLike[str],
+    clip: Clip,
+    *,
+    size: int = 64,
+    fps: int = 8,
+    crf: int = 14,
+    sound_bits: int = 128_000,
+) -> Path:
     """Encode a clip with H.264 and AAC (mono, 16 kHz); the file appears whole or not at all.
 
     Args:
@@ -42,6 +51,8 @@ def write_clip(path: str | os.PathLike[str], clip: Clip, *, size: int = 64, fps:
         size: pixels of each side, even.
         fps: frames per second of the file. Objects move between the seconds as well; read at one
             frame a second it shows the frames of `render_frames`.
+        crf: constant rate factor of H.264: higher is smaller and coarser.
+        sound_bits: bits per second of the sound.
 
     Raises:
         InputError: `size` or `fps` out of range, a folder that cannot be written.
@@ -49,7 +60,7 @@ def write_clip(path: str | os.PathLike[str], clip: Clip, *, size: int = 64, fps:
     check_size(size, fps)
     frames, sound = render_frames(clip, size, fps), render_sound(clip)
     with whole_file(path) as temporary:
-        _encode(temporary, frames, fps, sound)
+        _encode(temporary, frames, fps, sound, crf, sound_bits)
     return Path(path)
 
 
@@ -60,15 +71,18 @@ def write_image(path: str | os.PathLike[str], clip: Clip, *, size: int = 64) -> 
     return Path(path)
 
 
-def _encode(path: Path, frames: np.ndarray, fps: int, sound: np.ndarray) -> None:
+def _encode(
+    path: Path, frames: np.ndarray, fps: int, sound: np.ndarray, crf: int, sound_bits: int
+) -> None:
     h264 = "libx264" in av.codecs_available
     with av.open(str(path), "w", format="mp4") as out:
-        codec, options = ("libx264", _H264) if h264 else ("mpeg4", _MPEG4)
+        codec, options = ("libx264", {**_H264, "crf": str(crf)}) if h264 else ("mpeg4", _MPEG4)
         video: Any = out.add_stream(codec, rate=fps, options=options)
         video.height, video.width = frames.shape[1:3]
         video.pix_fmt = "yuv420p"
         video.codec_context.gop_size = 2 * fps
         audio: Any = out.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
+        audio.bit_rate = sound_bits
         heard = 0
         for number, pixels in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")

@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tdc.assembly import IGNORE_INDEX
-from tdc.budget import frame_budget
-from tdc.config import TDCConfig
-from tdc.errors import InputError
-from tdc.media_inputs import Medium, load_image, load_video, pack_media
-from tdc.processor import TDCProcessor
-
+from ...config import TDCConfig
+from ...encoder.feature_store import FeatureStore
+from ...encoder.tower_features import TowerFeatures
+from ...errors import InputError
+from ...processor.budget import frame_budget
+from ...processor.media_inputs import Medium, load_image, load_video, pack_media
+from ...processor.processor import TDCProcessor
+from ...prompt import IGNORE_INDEX
 from .conversation import Conversation, encode_conversation
-from .feature_store import FeatureStore
+from .media_batch import MediaBatch, Pixels
 from .records import Record, parse
-from .tower_features import MediaBatch, Pixels, TowerFeatures
 from .turns import PADDING
 
 logger = logging.getLogger(__name__)
@@ -44,9 +44,9 @@ class Collator:
         substitute: the record to take instead of one whose medium cannot be read; None: an error.
         separate_turns: say which turn each token belongs to.
 
-    An example is a :class:`tdc.train.records.Record`, or anything that
-    :func:`tdc.train.records.parse` takes; its medium a file, an array, a PIL image or
-    :class:`tdc.train.tower_features.TowerFeatures`.
+    An example is a :class:`tdc.train.data.records.Record`, or anything that
+    :func:`tdc.train.data.records.parse` takes; its medium a file, an array, a PIL image or
+    :class:`tdc.encoder.tower_features.TowerFeatures`.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Collator:
 
         Returns:
             int64 ``input_ids``, ``attention_mask``, ``labels`` ``[B, T]``, padded on the right;
-            with ``separate_turns``, ``turns`` as in :mod:`tdc.train.turns`;
+            with ``separate_turns``, ``turns`` as in :mod:`tdc.train.data.turns`;
             ``question_ids``, ``question_mask`` ``[B, T']``; ``media``, where there are any.
 
         Raises:

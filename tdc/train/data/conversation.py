@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tdc.assembly import IGNORE_INDEX
-from tdc.errors import InputError
-from tdc.processor import IMAGE_TOKEN, VIDEO_TOKEN, TDCProcessor
-
+from ...errors import InputError
+from ...processor.processor import IMAGE_TOKEN, VIDEO_TOKEN, TDCProcessor
+from ...prompt import IGNORE_INDEX
 from .records import Record
 from .turns import SHARED
 

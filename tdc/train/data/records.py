@@ -20,7 +20,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tdc.errors import InputError
+from torch.utils.data import Dataset
+
+from ...errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -280,3 +282,30 @@ def _name(file: str | os.PathLike[str], number: int, entry: Any) -> str:
 def _listing(bad: Sequence[str]) -> str:
     more = f"; and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
     return "; ".join(bad[:_NAMED]) + more
+
+
+class RecordDataset(Dataset):
+    """Records of LLaVA-style lists; arguments and errors: :func:`read_records`.
+
+    Any other torch dataset does as well: the collator takes whatever examples it gives (see
+    :func:`parse`), tower features instead of files included.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[str | os.PathLike[str]],
+        folder: str | os.PathLike[str] = ".",
+        on_bad_record: str = "refuse",
+        kinds: Sequence[str | None] = ("image", "video", None),
+    ) -> None:
+        self.records = read_records(files, folder, on_bad_record, kinds)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Record:
+        return self.records[index]
+
+    def after(self, record: Record) -> Record:
+        """The next record, for one whose medium turns out to be unreadable."""
+        return self.records[(record.number + 1) % len(self.records)]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import harness
+from bench.timing import turns as harness
 
 
 def test_interleave_takes_turns_and_drops_the_warmup() -> None:

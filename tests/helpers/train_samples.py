@@ -8,32 +8,33 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from clips import tone, write_clip
 from PIL import Image
-from tiny import TEXT, tiny_config, tiny_model, tiny_processor
+from toy import TEXT, toy_config, toy_model, toy_processor
 
 from tdc.config import TDCConfig
+from tdc.encoder.tower_features import TowerFeatures
 from tdc.model import TDCForConditionalGeneration
 from tdc.train.config import TrainConfig
-from tdc.train.tower_features import TowerFeatures
 
 # Weights of the usual size: training with tiny.py's large ones is chaotic.
 CALM = {**TEXT, "initializer_range": 0.05}
 
 
 def calm_config(**changes: Any) -> TDCConfig:
-    return tiny_config(**{"text_config": CALM, **changes})
+    return toy_config(**{"text_config": CALM, **changes})
 
 
 def calm_model(**changes: Any) -> TDCForConditionalGeneration:
-    return tiny_model(calm_config(**changes)).train()
+    return toy_model(calm_config(**changes)).train()
 
 
 def write_model(folder: Path, **changes: Any) -> Path:
     config = calm_config(**changes)
-    tiny_model(config).save_pretrained(folder)
-    tiny_processor(config).save_pretrained(folder)
+    toy_model(config).save_pretrained(folder)
+    toy_processor(config).save_pretrained(folder)
     return folder
 
 
@@ -119,3 +120,15 @@ def examples(count: int = 8, frames: int = 8, sound: bool = True, seed: int = 0)
         answer = ("red", "green", "blue")[number % 3]
         made.append({"video": features, "question": f"Colour {number}?", "answer": answer})
     return made
+
+
+@pytest.fixture(scope="session")
+def media_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two pictures, two clips (one with sound) and a list for each stage. Never change it."""
+    return write_media(tmp_path_factory.mktemp("media"))
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny TDC folder. Never change it."""
+    return write_model(tmp_path_factory.mktemp("model") / "tdc")

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the recipe can be asked for: sizes, steps, rates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long each step takes; docs/tiny.md says what was measured."""
+
+    out: Path
+    seed: int = 0
+    clips: int = 10_000  # whose features are kept, half of them in other colors as well: 3 GB
+    pictures: int = 160_000  # seen by each image tower
+    sounds: int = 6_400  # stretches of sound
+    labelled_frames: int = 32_000  # for the connector, at each of its two grids
+    labelled_pairs: int = 320_000  # of frames, for the compressor
+    images: int = 16_000  # examples of stage 1
+    talks: int = 272_000  # examples of the language model alone
+    schedule: int = 320_000  # for which its rate and mixture are made: it is stopped on the way
+    videos: int = 2_560  # examples of stage 2
+    audio_visual: int = 14_400  # examples of stage 3
+    batch: int = 32  # of all processes together
+    rate: float = 1.5e-3  # of the language model, and of the compressor on labels
+    late_rate: float = 7e-4  # of the language model in stages 2 and 3
+    connector_rate: float = 2e-4  # in the stages; labels have taught it nearly everything
+    compressor_rate: float = 5e-4  # in the stages; labels have taught it much
+    encoder_rate: float = 3e-3  # 0.84 of the objects known where 1.5e-3 gives 0.66
+    save_steps: int = 500
+    logging_steps: int = 100
