@@ -19,6 +19,7 @@ _HOME = {
     "TDCProcessor": "processor.processor",
     "VideoFeatures": "encoder.features",
     "answer_long_video": "lvcot",
+    "load": "session",
 }
 __all__ = list(_HOME)
 

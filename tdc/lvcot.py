@@ -72,21 +72,18 @@ def answer_long_video(
     *,
     audio: Any = None,
     max_frames: int | None = None,
-    segment_tokens: int = 128,
     prompts: Prompts = PROMPTS,
-    on_segment: Callable[[int, SegmentAnswer], None] | None = None,
-    **generate: Any,
+    **options: Any,
 ) -> LongVideoAnswer:
-    """Answer a question about a video of any length.
+    """Answer a question about a video of any length; :meth:`tdc.session.WatchedVideo.ask` with
+    ``segments`` keeps the encoded video for the next question.
 
     Args:
         video, audio: as for the processor.
         num_segments: N; 1 asks directly. The paper's tables use 1, 2, 3, 5 and 10.
         max_frames: frames per segment; default: what the token budget allows.
-        segment_tokens: longest answer per segment.
         prompts: other words for a model that does not know these.
-        on_segment: called with (number, answer) of every segment.
-        generate: options of ``model.generate`` for the final answer (and sampling options for all).
+        options: see :func:`answer_segments`.
 
     Returns:
         The final answer and the N segment answers.
@@ -97,33 +94,79 @@ def answer_long_video(
     """
     if num_segments < 1:
         raise ValueError(f"num_segments is {num_segments}; expected at least 1")
-    per_segment = max_frames or _frames_per_segment(processor, prompts, question)
+    per_segment = max_frames or frames_per_segment(processor, question, prompts)
     inputs = processor(
         text="<video>", videos=[video], audio=[audio], max_frames=num_segments * per_segment
     ).to(model.device)
     media = {name: inputs[name] for name in MEDIA_INPUTS if name in inputs}
     with torch.no_grad():
         features = model.encode_video(keep_dinov2=num_segments > 1, **media)
-    thoughts: tuple[SegmentAnswer, ...] = ()
-    final, text = features, question
-    if num_segments > 1:
-        options = {**generate, "max_new_tokens": segment_tokens}
-        options.pop("streamer", None)  # several answers at once cannot be streamed
-        end = _duration(video, int(inputs["media_seconds"]) / model.config.fps)
-        thoughts = _segment_answers(
-            model, processor, features, prompts, question, num_segments, end, options
-        )
-        for number, thought in enumerate(thoughts):
-            if on_segment is not None:
-                on_segment(number, thought)
-        lines = [
-            prompts.thought.format(start=_clock(t.start), end=_clock(t.end), answer=t.answer)
-            for t in thoughts
-        ]
-        text = prompts.final.format(thoughts="\n".join(lines), question=question)
-        budget = max_frames or frame_budget(model.config, _prompt_length(processor, text))
-        config = model.config
-        final = features.sample(budget, config.num_scenes, config.similarity_threshold)
+    if num_segments == 1:
+        for name in ("segment_tokens", "on_segment"):
+            options.pop(name, None)
+        return LongVideoAnswer(ask(model, processor, features, [question], **options)[0], ())
+    end = _duration(video, int(inputs["media_seconds"]) / model.config.fps)
+    return answer_segments(
+        model,
+        processor,
+        features,
+        question,
+        num_segments,
+        end=end,
+        max_frames=max_frames,
+        prompts=prompts,
+        **options,
+    )
+
+
+def frames_per_segment(processor: TDCProcessor, question: str, prompts: Prompts = PROMPTS) -> int:
+    """Most frames that a segment may bring beside its prompt."""
+    text = prompts.segment.format(number=1, total=1, start="0:00", end="0:00", question=question)
+    return frame_budget(processor.config, _prompt_length(processor, text))
+
+
+def answer_segments(
+    model: TDCForConditionalGeneration,
+    processor: TDCProcessor,
+    features: VideoFeatures,
+    question: str,
+    num_segments: int,
+    *,
+    end: float,
+    max_frames: int | None = None,
+    segment_tokens: int = 128,
+    prompts: Prompts = PROMPTS,
+    on_segment: Callable[[int, SegmentAnswer], None] | None = None,
+    **generate: Any,
+) -> LongVideoAnswer:
+    """Answer about each segment of an encoded video, then about the whole.
+
+    Args:
+        features: of one video, encoded with ``keep_dinov2=True``.
+        num_segments: at least 1; a video with fewer frames has one segment per frame.
+        end: seconds at which the video ends.
+        max_frames: frames of the whole in the final answer; default: what the token budget allows.
+        segment_tokens: longest answer per segment.
+        prompts: other words for a model that does not know these.
+        on_segment: called with (number, answer) of every segment.
+        generate: options of ``model.generate`` for the final answer (and sampling options for all).
+    """
+    options = {**generate, "max_new_tokens": segment_tokens}
+    options.pop("streamer", None)  # several answers at once cannot be streamed
+    thoughts = _segment_answers(
+        model, processor, features, prompts, question, num_segments, end, options
+    )
+    for number, thought in enumerate(thoughts):
+        if on_segment is not None:
+            on_segment(number, thought)
+    lines = [
+        prompts.thought.format(start=_clock(t.start), end=_clock(t.end), answer=t.answer)
+        for t in thoughts
+    ]
+    text = prompts.final.format(thoughts="\n".join(lines), question=question)
+    config = model.config
+    budget = max_frames or frame_budget(config, _prompt_length(processor, text))
+    final = features.sample(budget, config.num_scenes, config.similarity_threshold)
     # The compressor reads the bare question; the thoughts are the language model's.
     answer = ask(model, processor, final, [text], [question], **generate)[0]
     return LongVideoAnswer(answer, thoughts)
@@ -172,8 +215,3 @@ def _clock(seconds: float) -> str:
 
 def _prompt_length(processor: TDCProcessor, text: str) -> int:
     return len(processor.prompt_ids(chat_prompt(processor, text)))
-
-
-def _frames_per_segment(processor: TDCProcessor, prompts: Prompts, question: str) -> int:
-    text = prompts.segment.format(number=1, total=1, start="0:00", end="0:00", question=question)
-    return frame_budget(processor.config, _prompt_length(processor, text))

@@ -149,7 +149,7 @@ class TDCForConditionalGeneration(PreTrainedModel, GenerationMixin):
         videos: list[Tensor] = []
         plan = None
         if features.num_videos:
-            plan = self._plan(features, max_tokens)
+            plan = self.plan_context(features, max_tokens)
             device = features.visual.device
             if not config.question_in_compressor:
                 question_ids = None
@@ -163,7 +163,10 @@ class TDCForConditionalGeneration(PreTrainedModel, GenerationMixin):
         by_kind = {"video": iter(videos), "image": iter(features.images)}
         return Context(tuple(next(by_kind[kind]) for kind in features.kinds), plan)
 
-    def _plan(self, features: VideoFeatures, max_tokens: int | Sequence[int] | None) -> ContextPlan:
+    def plan_context(
+        self, features: VideoFeatures, max_tokens: int | Sequence[int] | None = None
+    ) -> ContextPlan:
+        """Layout of the videos' context tokens; arguments as for :meth:`build_context`."""
         config = self.config
         layout = (
             features.segmentation.boundaries.cpu(),

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..errors import InputError
+from ..media.clock import clock
 from .options import (
     Subparsers,
     add_audio,
@@ -17,7 +18,7 @@ from .options import (
     command,
     positive_int,
 )
-from .terminal import activity, clean, note, progress
+from .terminal import activity, clean, note, one_line
 
 
 def add(subparsers: Subparsers) -> None:
@@ -42,71 +43,33 @@ def add(subparsers: Subparsers) -> None:
 
 
 def run(arguments: Any) -> None:
-    from .options import load
+    from .options import generation_options, load, watch
 
     check_media(arguments.video, arguments.audio)
     if arguments.question is not None and not arguments.question.strip():
         raise InputError("the question is empty; expected a text")
     if arguments.lvcot and arguments.question is None:
         raise InputError("--lvcot needs a question; give it after the video")
-    loaded = load(arguments)
-    if loaded.tiny:
-        note(f"note: no --model given: {loaded.note}")
-    if arguments.lvcot:
-        _long_video(arguments, loaded)
-    else:
-        _converse(arguments, loaded)
-
-
-def _converse(arguments: Any, loaded: Any) -> None:
-    """Encode once, answer every question."""
-    from ..answer import ask
-    from ..session import encode_video
-    from .options import generation_options
-
-    first = arguments.question or ""
-    encoded = encode_video(loaded, arguments.video, first, arguments.audio, progress)
+    session = load(arguments)
+    if session.tiny:
+        note(f"note: no --model given: {session.note}")
+    video = watch(arguments, session, arguments.question or "", segments=arguments.lvcot or 1)
     options = generation_options(arguments)
+    if arguments.lvcot:
+        options |= {"segments": arguments.lvcot, "on_segment": _show_segment}
     for question in _questions(arguments):
         try:
             with activity("reading") as arrived:
-                streamer = _streamer(loaded, arrived)
-                ask(
-                    loaded.model,
-                    loaded.processor,
-                    encoded.features,
-                    [question],
-                    streamer=streamer,
-                    **options,
-                )
+                video.ask(question, streamer=_streamer(session, arrived), **options)
         except InputError as error:
             if arguments.question is not None or not sys.stdin.isatty():
                 raise
             note(f"tdc: {error}")  # in a conversation one bad question ends nothing
 
 
-def _long_video(arguments: Any, loaded: Any) -> None:
-    from ..lvcot import SegmentAnswer, answer_long_video
-    from ..media.clock import clock
-    from .options import generation_options
-    from .terminal import one_line
-
-    def show(number: int, segment: SegmentAnswer) -> None:
-        span = f"{clock(segment.start, tenths=True)} to {clock(segment.end, tenths=True)}"
-        note(f"segment {number + 1}, {span}: {one_line(segment.answer)}")
-
-    with activity("watching the segments") as arrived:
-        answer_long_video(
-            loaded.model,
-            loaded.processor,
-            arguments.video,
-            arguments.question,
-            arguments.lvcot,
-            audio=arguments.audio,
-            on_segment=show,
-            streamer=_streamer(loaded, arrived),
-            **generation_options(arguments),
-        )
+def _show_segment(number: int, segment: Any) -> None:
+    span = f"{clock(segment.start, tenths=True)} to {clock(segment.end, tenths=True)}"
+    note(f"segment {number + 1}, {span}: {one_line(segment.answer)}")
 
 
 def _questions(arguments: Any) -> Iterator[str]:
@@ -128,7 +91,7 @@ def _questions(arguments: Any) -> Iterator[str]:
         yield line.strip()
 
 
-def _streamer(loaded: Any, arrived: Callable[[], None]) -> Any:
+def _streamer(session: Any, arrived: Callable[[], None]) -> Any:
     """Prints words as they are complete; calls ``arrived`` before the first one."""
     from transformers import TextStreamer
 
@@ -139,4 +102,4 @@ def _streamer(loaded: Any, arrived: Callable[[], None]) -> Any:
             print(clean(text), end="\n" if stream_end else "", flush=True)
 
     # generate() hands the prompt over first; it is empty, because it was given as embeddings.
-    return Printer(loaded.processor.tokenizer, skip_special_tokens=True)
+    return Printer(session.processor.tokenizer, skip_special_tokens=True)

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from .options import Subparsers, add_audio, add_generation, add_model, check_media, command
-from .terminal import activity, count, progress, table
+from .terminal import activity, count, one_line, table
 
 if TYPE_CHECKING:
+    from ..session import Session
     from .report import Layout
 
 
@@ -59,29 +60,28 @@ class _Asked:
 
 def run(arguments: Any) -> None:
     from .options import load
-    from .report import layout, print_scenes, scenes
+    from .report import layout, print_scenes
 
     out = Path(arguments.out)
-    video, asked = _subject(arguments, out)
-    loaded = load(arguments)
-    result = _Run(arguments, loaded, str(video), asked)
-    print(f"TDC demo: {video}, {loaded.note}")
-    features = result.encoded.features
-    found = scenes(features.segmentation, features.times, result.encoded.duration)
-    print(f"\nScenes ({count(len(features.times), 'frame')}, {result.encoded.duration:.1f} s)\n")
-    print_scenes(found)
+    asked = _subject(arguments, out)
+    session = load(arguments)
+    result = _Run(arguments, session, asked)
+    video = result.video
+    print(f"TDC demo: {arguments.video}, {session.note}")
+    print(f"\nScenes ({count(len(video.features.times), 'frame')}, {video.duration:.1f} s)\n")
+    print_scenes(video.scenes)
     print("\nContext\n")
-    _print_layout(layout(features, result.plan), loaded.model.config)
+    _print_layout(layout(video.features, video.plan), session.model.config)
     print("\nTime to the first answer\n")
     _print_times(result.seconds)
     _print_answers(result.asked)
     with activity("drawing the timeline"):
-        picture = _draw(out / "timeline.png", result, Path(video).name)
+        picture = _draw(out / "timeline.png", result, Path(arguments.video).name)
     print(f"\nTimeline: {picture}")
 
 
-def _subject(arguments: Any, out: Path) -> tuple[Path, list[_Asked]]:
-    """The file to run on and what to ask."""
+def _subject(arguments: Any, out: Path) -> list[_Asked]:
+    """What to ask about the video, which is the package's clip where none was named."""
     if arguments.video:
         check_media(arguments.video, arguments.audio)
     try:
@@ -90,65 +90,61 @@ def _subject(arguments: Any, out: Path) -> tuple[Path, list[_Asked]]:
         raise InputError(f"--out {out}: cannot make this folder ({error.strerror})") from None
     own = None if arguments.question is None else [_Asked(arguments.question)]
     if arguments.video:
-        return Path(arguments.video), own or [_Asked(OWN_VIDEO)]
+        return own or [_Asked(OWN_VIDEO)]
+    arguments.video = str(ASSETS / "clip.mp4")
     asked = json.loads((ASSETS / "questions.json").read_text(encoding="utf-8"))
-    return ASSETS / "clip.mp4", own or [_Asked(one["question"], one["answer"]) for one in asked]
+    return own or [_Asked(one["question"], one["answer"]) for one in asked]
 
 
 class _Run:
     """One pass through the pipeline: what came out of it, and what the first question took."""
 
-    def __init__(self, arguments: Any, loaded: Any, video: str, asked: list[_Asked]) -> None:
-        from ..answer import ask
+    def __init__(self, arguments: Any, session: Session, asked: list[_Asked]) -> None:
         from ..profiling import measure
-        from ..session import encode_video
-        from .options import generation_options
-        from .terminal import one_line
+        from .options import generation_options, watch
 
-        model, processor, options = loaded.model, loaded.processor, generation_options(arguments)
+        options = generation_options(arguments)
         first, *others = [one.question for one in asked]
         with measure() as times:
-            self.encoded = encode_video(loaded, video, first, arguments.audio, progress)
-            texts = {
-                name: self.encoded.inputs[name].to(model.device)
-                for name in ("input_ids", "attention_mask", "question_ids", "question_mask")
-            }
-            with _watch(model) as seen, activity("answering"):
-                ids = model.generate(**texts, features=self.encoded.features, **options)
-        self.plan = seen.plan
-        self.seconds = _split_language_model(times.seconds, seen.prefill, ids.shape[1])
-        said = processor.batch_decode(ids, skip_special_tokens=True)
-        for question in others:
-            said += ask(model, processor, self.encoded.features, [question], **options)
+            self.video = watch(arguments, session, first, keep_media=True)
+            with _prefill(session.model) as seen, activity("answering"):
+                said = [self.video.ask(first, streamer=seen, **options)]
+        self.seconds = _split_language_model(times.seconds, seen.seconds, seen.tokens)
+        said += [self.video.ask(question, **options) for question in others]
         self.asked = [
             replace(one, answer=one_line(words)) for one, words in zip(asked, said, strict=True)
         ]
 
 
 @dataclass
-class _Seen:
-    plan: Any = None  # of the context that the compressor made
-    prefill: float = 0.0  # seconds of the language model's first call: the whole prompt
-    _began: float = 0.0
+class _Prefill:
+    """Seconds of the language model's first call, the whole prompt; and, as a streamer, how many
+    tokens were made."""
+
+    seconds: float = 0.0
+    tokens: int = 0
+
+    def put(self, tokens: Any) -> None:
+        self.tokens += tokens.numel()  # the prompt comes first: none, as it was given as embeddings
+
+    def end(self) -> None:
+        pass
 
 
 @contextmanager
-def _watch(model: Any) -> Iterator[_Seen]:
-    seen = _Seen()
-
-    def compressor(_module: Any, inputs: tuple[Any, ...]) -> None:
-        seen.plan = inputs[1]
-
+def _prefill(model: Any) -> Iterator[_Prefill]:
     from ..profiling import now
 
+    seen, began = _Prefill(), 0.0
+
     def before(*_: Any) -> None:
-        seen._began = now()
+        nonlocal began
+        began = now()
 
     def after(*_: Any) -> None:
-        seen.prefill = seen.prefill or now() - seen._began
+        seen.seconds = seen.seconds or now() - began
 
     handles = [
-        model.compressor.register_forward_pre_hook(compressor),
         model.language_model.register_forward_pre_hook(before),
         model.language_model.register_forward_hook(after),
     ]
@@ -220,7 +216,8 @@ def _draw(path: Path, result: _Run, name: str) -> Path:
     from .report import thumbnails
     from .timeline import draw_timeline
 
-    features, inputs = result.encoded.features, result.encoded.inputs
+    video = result.video
+    features, inputs = video.features, video.inputs
     starts = features.segmentation.scene_starts()
     sound = inputs["waveforms"][0] if "waveforms" in inputs else None
     notes = []
@@ -233,8 +230,8 @@ def _draw(path: Path, result: _Run, name: str) -> Path:
         timestamps=features.times,
         similarity=features.segmentation.video_similarity().float().cpu().numpy(),
         scene_starts=starts,
-        anchors=result.plan.anchors.tolist(),
-        duration=result.encoded.duration,
+        anchors=video.plan.anchors.tolist(),
+        duration=video.duration,
         title=name,
         notes=notes,
         waveform=None if sound is None else sound.numpy(),

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from .options import Subparsers, add_audio, add_model, check_media, command
-from .terminal import activity, note, progress
+from .terminal import activity, note
 
 
 def add(subparsers: Subparsers) -> None:
@@ -33,25 +33,16 @@ def run(arguments: Any) -> None:
     import torch
 
     from ..files import check_writable, whole_file
-    from ..processor.budget import context_room
-    from ..session import encode_video
-    from .options import load
+    from .options import load, watch
     from .report import layout
 
     check_writable(arguments.output)
     check_media(arguments.video, arguments.audio)
-    loaded = load(arguments)
+    session = load(arguments)
     question = arguments.question or ""
-    encoded = encode_video(loaded, arguments.video, question, arguments.audio, progress)
-    inputs, model = encoded.inputs, loaded.model
-    text_tokens = int(inputs["attention_mask"].sum()) - 1  # without the video's placeholder
-    with activity("compressing"), torch.no_grad():
-        context = model.build_context(
-            encoded.features,
-            inputs["question_ids"] if question else None,
-            inputs["question_mask"] if question else None,
-            context_room(model.config, text_tokens),
-        )
+    video = watch(arguments, session, question)
+    with activity("compressing"):
+        context = video.context(question)
     tokens, plan = context.tokens[0], context.plan
     assert plan is not None
     tensors = {
@@ -62,20 +53,20 @@ def run(arguments: Any) -> None:
         "dynamic_anchor": plan.dynamic_anchor,
         "cu_static": plan.cu_static,
         "cu_context": plan.cu_context,
-        "boundaries": encoded.features.segmentation.boundaries,
-        "similarity": encoded.features.segmentation.video_similarity(),
-        "frame_times": torch.tensor(encoded.features.times, dtype=torch.float64),
+        "boundaries": video.features.segmentation.boundaries,
+        "similarity": video.features.segmentation.video_similarity(),
+        "frame_times": torch.tensor(video.features.times, dtype=torch.float64),
     }
     with whole_file(arguments.output) as temporary:
-        _save(tensors, temporary, _metadata(arguments, encoded, loaded))
-    counts = layout(encoded.features, plan)
+        _save(tensors, temporary, _metadata(arguments, video))
+    counts = layout(video.features, plan)
     print(
         f"{arguments.output}: {counts.total:,} tokens of width {tokens.shape[1]} "
         f"({counts.static:,} static, {counts.audio:,} audio, {counts.dynamic:,} dynamic, "
         f"{counts.separator:,} separators), {counts.ratio:.1f} times fewer than uncompressed"
     )
-    if loaded.tiny:
-        note(f"note: no --model given: {loaded.note}")
+    if session.tiny:
+        note(f"note: no --model given: {session.note}")
 
 
 def _save(tensors: dict[str, Any], path: Any, metadata: dict[str, str]) -> None:
@@ -84,10 +75,10 @@ def _save(tensors: dict[str, Any], path: Any, metadata: dict[str, str]) -> None:
     save_file({k: v.cpu().contiguous().clone() for k, v in tensors.items()}, path, metadata)
 
 
-def _metadata(arguments: Any, encoded: Any, loaded: Any) -> dict[str, str]:
+def _metadata(arguments: Any, video: Any) -> dict[str, str]:
     from tdc_kernels import __version__
 
-    width, height = encoded.inputs["media_sizes"][0].tolist()
+    width, height = video.inputs["media_sizes"][0].tolist()
     return {
         "format": "tdc-context",
         "version": __version__,
@@ -95,8 +86,8 @@ def _metadata(arguments: Any, encoded: Any, loaded: Any) -> dict[str, str]:
         "video": str(arguments.video),
         "audio": str(arguments.audio or ""),
         "question": arguments.question or "",
-        "duration": f"{encoded.duration:.3f}",
+        "duration": f"{video.duration:.3f}",
         "size": f"{width}x{height}",
-        "fps": f"{loaded.model.config.fps:g}",
+        "fps": f"{video.session.model.config.fps:g}",
         "model": str(arguments.model or "tiny"),
     }

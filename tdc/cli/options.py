@@ -8,10 +8,10 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from .terminal import activity
+from .terminal import activity, bars
 
 if TYPE_CHECKING:
-    from ..checkpoints.load import Loaded
+    from ..session import Session, WatchedVideo
 
 Subparsers = Any  # argparse names this class with a leading underscore
 
@@ -121,12 +121,24 @@ def check_media(video: str, audio: str | None = None) -> None:
         raise InputError(f"--audio: {audio} has no audio track; expected a file with sound")
 
 
-def load(arguments: Any) -> Loaded:
+def load(arguments: Any) -> Session:
     """The model that ``--model``, ``--device`` and ``--dtype`` ask for."""
-    from ..checkpoints.load import load_model
+    from .. import session
 
     with activity("loading the model"):
-        return load_model(arguments.model, arguments.device, arguments.dtype)
+        return session.load(arguments.model, device=arguments.device, dtype=arguments.dtype)
+
+
+def watch(arguments: Any, session: Session, question: str, **options: Any) -> WatchedVideo:
+    """The video that the arguments name, encoded under two progress bars."""
+    with bars() as update:
+        return session.watch(
+            arguments.video,
+            arguments.audio,
+            question=question,
+            progress=update,
+            **options,
+        )
 
 
 def generation_options(arguments: Any) -> dict[str, Any]:

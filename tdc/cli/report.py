@@ -13,40 +13,9 @@ import torch
 from tdc_kernels import ContextPlan
 
 from ..encoder.features import VideoFeatures
-from ..encoder.segment import Segmentation
+from ..encoder.scenes import Scene
 from ..media.clock import clock
 from .terminal import table
-
-
-@dataclass(frozen=True)
-class Scene:
-    """One scene: times in seconds, ``similarity`` of the two frames around the cut before it."""
-
-    number: int
-    start: float
-    end: float
-    first_frame: int
-    frames: int
-    similarity: float | None  # None: the first scene has no cut before it
-
-
-def scenes(segmentation: Segmentation, times: Sequence[float], duration: float) -> list[Scene]:
-    """The scenes of one video whose frames are shown at ``times``."""
-    starts = segmentation.scene_starts()
-    curve = segmentation.video_similarity().tolist()
-    edges = [*(times[s] for s in starts), max(duration, times[-1])]
-    ends = [*starts[1:], len(times)]
-    return [
-        Scene(
-            number=i + 1,
-            start=0.0 if i == 0 else edges[i],
-            end=edges[i + 1],
-            first_frame=first,
-            frames=last - first,
-            similarity=curve[first - 1] if i else None,
-        )
-        for i, (first, last) in enumerate(zip(starts, ends, strict=True))
-    ]
 
 
 def print_scenes(found: Sequence[Scene]) -> None:

@@ -53,9 +53,10 @@ def add(subparsers: Subparsers) -> None:
 
 def run(arguments: Any) -> None:
     from ..checkpoints.load import ABOUT_TINY, load_dinov2
+    from ..encoder.scenes import scenes
     from ..files import check_writable
     from ..media.video import probe
-    from .report import print_scenes, scenes
+    from .report import print_scenes
 
     info = probe(arguments.video)  # bad files are refused before a model is loaded
     if arguments.plot:

@@ -7,7 +7,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 Update = Callable[[int, int], None]
@@ -88,6 +88,21 @@ def progress(text: str) -> Iterator[Update]:
         def update(done: int, total: int) -> None:
             if bar is not None:
                 bar.update(task, completed=done, total=total)
+
+        yield update
+
+
+@contextmanager
+def bars() -> Iterator[Callable[[str, int, int], None]]:
+    """One bar after the other: call it with (what, done, total)."""
+    with ExitStack() as shown:
+        drawn: dict[str, Update] = {}
+
+        def update(what: str, done: int, total: int) -> None:
+            if what not in drawn:
+                shown.close()
+                drawn[what] = shown.enter_context(progress(what))
+            drawn[what](done, total)
 
         yield update
 

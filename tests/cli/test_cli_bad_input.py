@@ -205,7 +205,7 @@ def test_output_in_a_missing_folder_is_noticed_before_the_work(tdc, clip, tmp_pa
     def never(*_):
         raise AssertionError("the model was loaded first")
 
-    for loader in ("tdc.checkpoints.load.load_model", "tdc.checkpoints.load.load_dinov2"):
+    for loader in ("tdc.session.load_model", "tdc.checkpoints.load.load_dinov2"):
         monkeypatch.setattr(loader, never)
     gone = tmp_path / "none"
     for arguments in (
@@ -294,6 +294,6 @@ def test_bugs_keep_their_traceback(tdc, clip, monkeypatch):
     def broken(*_):
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("tdc.checkpoints.load.load_model", broken)
+    monkeypatch.setattr("tdc.session.load_model", broken)
     with pytest.raises(ZeroDivisionError):
         tdc("chat", clip, "Who?")

@@ -251,18 +251,13 @@ def test_chat_answers_on_stdout_only(tdc, clip, model_dir):
 
 def test_chat_prints_what_the_model_generates(tdc, clip, model_dir):
     """The streamed text is the greedy answer of the same model, as ``ask`` gives it."""
-    from tdc.answer import ask
-    from tdc.checkpoints.load import load_model
     from tdc.cli.terminal import clean
-    from tdc.session import encode_video
+    from tdc.session import load
 
-    loaded = load_model(model_dir)
-    features = encode_video(loaded, str(clip), "Who?").features
-    answer = ask(
-        loaded.model, loaded.processor, features, ["Who?"], max_new_tokens=9, do_sample=False
-    )
+    video = load(model_dir).watch(clip, question="Who?")
+    answer = video.ask("Who?", max_new_tokens=9, do_sample=False)
     done = tdc("chat", clip, "Who?", "--model", model_dir, "--max-new-tokens", 9)
-    assert done.out.strip() == clean(answer[0]).strip() != ""
+    assert done.out.strip() == clean(answer).strip() != ""
 
 
 def test_chat_never_prints_control_characters():
