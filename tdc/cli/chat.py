@@ -14,6 +14,7 @@ from .options import (
     add_audio,
     add_generation,
     add_model,
+    check_folder,
     check_media,
     command,
     positive_int,
@@ -28,6 +29,7 @@ def add(subparsers: Subparsers) -> None:
         run,
         "ask about a video",
         "Without a question, every line of the standard input is one; the video is encoded once.",
+        check=check,
     )
     parser.add_argument("video", metavar="VIDEO")
     parser.add_argument("question", metavar="QUESTION", nargs="?")
@@ -42,14 +44,18 @@ def add(subparsers: Subparsers) -> None:
     add_model(parser)
 
 
-def run(arguments: Any) -> None:
-    from .options import generation_options, load, watch
-
+def check(arguments: Any) -> None:
     check_media(arguments.video, arguments.audio)
+    check_folder(arguments.model)
     if arguments.question is not None and not arguments.question.strip():
         raise InputError("the question is empty; expected a text")
     if arguments.lvcot and arguments.question is None:
         raise InputError("--lvcot needs a question; give it after the video")
+
+
+def run(arguments: Any) -> None:
+    from .options import generation_options, load, watch
+
     session = load(arguments)
     if session.tiny:
         note(f"note: no --model given: {session.note}")

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from .options import Subparsers, command
+from .options import Subparsers, check_folder, command
 from .terminal import count, note, progress, table
 
 
@@ -17,6 +17,7 @@ def add(subparsers: Subparsers) -> None:
         run,
         "turn a released checkpoint into a model folder",
         "Every tensor is accounted for: an unknown, missing or wrongly shaped one is an error.",
+        check=check,
     )
     parser.add_argument("release", metavar="RELEASE_DIR", help="the authors' checkpoint")
     parser.add_argument("output", metavar="OUT_DIR", help="folder to create")
@@ -36,6 +37,12 @@ def add(subparsers: Subparsers) -> None:
         "--no-audio", action="store_true", help="make a model without sound of one with sound"
     )
     parser.add_argument("--list", action="store_true", help="print what became of every tensor")
+
+
+def check(arguments: Any) -> None:
+    check_folder(arguments.release, "a released checkpoint")
+    for tower in (arguments.siglip, arguments.dinov2):
+        check_folder(tower, "a tower saved by transformers")
 
 
 def run(arguments: Any) -> None:

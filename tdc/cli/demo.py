@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from .options import Subparsers, add_audio, add_generation, add_model, check_media, command
+from .options import (
+    Subparsers,
+    add_audio,
+    add_generation,
+    add_model,
+    check_folder,
+    check_media,
+    command,
+)
 from .terminal import activity, count, one_line, table
 
 if TYPE_CHECKING:
@@ -33,6 +41,7 @@ def add(subparsers: Subparsers) -> None:
         "run everything once and show what happens",
         "Without --video it takes a clip of the package with several scenes, motion and sound; the "
         "right answers stand beside the model's.",
+        check=check,
     )
     parser.add_argument("--video", metavar="PATH", help="your own video instead of the clip")
     parser.add_argument(
@@ -51,6 +60,18 @@ def add(subparsers: Subparsers) -> None:
     add_model(parser)
 
 
+def check(arguments: Any) -> None:
+    if arguments.video:
+        check_media(arguments.video, arguments.audio)
+    check_folder(arguments.model)
+    try:
+        Path(arguments.out).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"--out {arguments.out}: cannot make this folder ({error.strerror})"
+        ) from None
+
+
 @dataclass(frozen=True)
 class _Asked:
     question: str
@@ -63,7 +84,7 @@ def run(arguments: Any) -> None:
     from .report import layout, print_scenes
 
     out = Path(arguments.out)
-    asked = _subject(arguments, out)
+    asked = _subject(arguments)
     session = load(arguments)
     result = _Run(arguments, session, asked)
     video = result.video
@@ -80,14 +101,8 @@ def run(arguments: Any) -> None:
     print(f"\nTimeline: {picture}")
 
 
-def _subject(arguments: Any, out: Path) -> list[_Asked]:
+def _subject(arguments: Any) -> list[_Asked]:
     """What to ask about the video, which is the package's clip where none was named."""
-    if arguments.video:
-        check_media(arguments.video, arguments.audio)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {out}: cannot make this folder ({error.strerror})") from None
     own = None if arguments.question is None else [_Asked(arguments.question)]
     if arguments.video:
         return own or [_Asked(OWN_VIDEO)]

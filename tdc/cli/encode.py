@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .options import Subparsers, add_audio, add_model, check_media, command
+from ..files import check_writable, whole_file
+from .options import Subparsers, add_audio, add_model, check_folder, check_media, command
 from .terminal import activity, note
 
 
@@ -17,6 +18,7 @@ def add(subparsers: Subparsers) -> None:
         "write a video's context tokens to a file",
         "The file holds the tokens [N, D] that stand for the video in a language model's prompt, "
         "and the plan that says what each of them is.",
+        check=check,
     )
     parser.add_argument("video", metavar="VIDEO")
     parser.add_argument(
@@ -29,15 +31,18 @@ def add(subparsers: Subparsers) -> None:
     add_model(parser)
 
 
+def check(arguments: Any) -> None:
+    check_writable(arguments.output)
+    check_media(arguments.video, arguments.audio)
+    check_folder(arguments.model)
+
+
 def run(arguments: Any) -> None:
     import torch
 
-    from ..files import check_writable, whole_file
     from .options import load, watch
     from .report import layout
 
-    check_writable(arguments.output)
-    check_media(arguments.video, arguments.audio)
     session = load(arguments)
     question = arguments.question or ""
     video = watch(arguments, session, question)

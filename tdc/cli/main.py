@@ -74,6 +74,7 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> i
     name = parser.prog
     try:
         with quiet_libraries():
+            arguments.check(arguments)
             _check_environment()
             with quiet_transformers() if arguments.loads_model else nullcontext():
                 arguments.run(arguments)
@@ -91,7 +92,9 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> i
         package = (error.name or "").partition(".")[0]
         if package not in _MODEL_EXTRA:
             raise
-        note(f"{name}: {package} is not installed; expected pip install 'tdc-kernels[model]'")
+        note(
+            f"{name}: {package} is not installed; it comes with the extra 'model' (README, Install)"
+        )
         return 2
     return 0
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .options import Subparsers, command
+from ..train import check_installed
+from .options import Subparsers, check_folder, command
 from .terminal import activity
 
 
@@ -16,6 +17,7 @@ def add(subparsers: Subparsers) -> None:
         run,
         "turn a LoRA adapter and its model into one model folder",
         "What tdc train 3 writes is an adapter; merged, every other command takes it.",
+        check=check,
     )
     parser.add_argument("adapter", metavar="ADAPTER_DIR", help="written by tdc train 3")
     parser.add_argument("output", metavar="OUT_DIR", help="folder to create")
@@ -24,10 +26,13 @@ def add(subparsers: Subparsers) -> None:
     )
 
 
-def run(arguments: Any) -> None:
-    from ..train import check_installed
-
+def check(arguments: Any) -> None:
     check_installed()
+    check_folder(arguments.adapter, "what tdc train 3 wrote")
+    check_folder(arguments.model)
+
+
+def run(arguments: Any) -> None:
     from ..train.merge import merge_adapter
 
     changes = {} if arguments.model is None else {"model": arguments.model}

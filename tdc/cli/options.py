@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
@@ -25,14 +27,16 @@ def command(
     summary: str,
     text: str = "",
     loads_model: bool = True,
+    check: Callable[[Any], None] = lambda arguments: None,
 ) -> argparse.ArgumentParser:
-    """A subcommand: ``summary`` is its line in ``tdc --help``, ``text`` what its own help adds."""
+    """A subcommand: ``summary`` is its line in ``tdc --help``, ``text`` what its own help adds;
+    ``check(arguments)`` refuses bad input before torch and transformers are imported."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         name,
         help=summary,
         description=" ".join(f"{summary[0].upper()}{summary[1:]}. {text}".split()),
     )
-    parser.set_defaults(run=run, loads_model=loads_model)
+    parser.set_defaults(run=run, loads_model=loads_model, check=check)
     return parser
 
 
@@ -119,6 +123,12 @@ def check_media(video: str, audio: str | None = None) -> None:
     probe(video)
     if audio and not has_audio(audio):
         raise InputError(f"--audio: {audio} has no audio track; expected a file with sound")
+
+
+def check_folder(folder: str | None, expected: str = "a model written by tdc convert") -> None:
+    """Refuse a folder that was named and is not there."""
+    if folder is not None and not os.path.isdir(folder):
+        raise InputError(f"no such folder: {folder}; expected {expected}")
 
 
 def load(arguments: Any) -> Session:

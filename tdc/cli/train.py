@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..errors import InputError
+from ..train import check_installed
 from .options import Subparsers, command
 from .terminal import note, table
 
@@ -17,6 +19,7 @@ def add(subparsers: Subparsers) -> None:
         "train one stage of a model",
         "Stage 1 aligns pictures and text, 2 tunes on videos, 3 on videos with sound. A run that "
         "was stopped goes on from its last checkpoint.",
+        check=check,
     )
     parser.add_argument("stage", metavar="STAGE", type=int, choices=(1, 2, 3), help="1, 2 or 3")
     parser.add_argument(
@@ -35,22 +38,23 @@ def add(subparsers: Subparsers) -> None:
     )
 
 
-def run(arguments: Any) -> None:
-    from ..errors import InputError
-    from ..train import check_installed
+def check(arguments: Any) -> None:
     from ..train.config import load_config
 
     check_installed()
-    settings = load_config(arguments.config, arguments.overrides)
+    arguments.settings = settings = load_config(arguments.config, arguments.overrides)
     if settings.stage not in (None, arguments.stage):
         raise InputError(
             f"{arguments.config} is meant for stage {settings.stage}, not {arguments.stage}; "
             "give the file of this stage"
         )
+
+
+def run(arguments: Any) -> None:
     from ..train.run import train
 
     def report(title: str, rows: list[list[str]]) -> None:
         print(title)
         table(["part", "parameters", "state", "learning rate"], rows)
 
-    train(settings, arguments.stage, report=report, say=note, dry_run=arguments.dry_run)
+    train(arguments.settings, arguments.stage, report=report, say=note, dry_run=arguments.dry_run)

@@ -32,5 +32,5 @@ def check_installed() -> None:
     for package in ("yaml", "peft", "tensorboard"):
         if find_spec(package) is None:
             raise InputError(
-                f"{package} is not installed; expected pip install 'tdc-kernels[model,train]'"
+                f"{package} is not installed; it comes with the extra 'train' (README, Install)"
             )

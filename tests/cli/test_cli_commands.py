@@ -20,8 +20,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 
-def shell(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=120)
+def shell(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
 
 
 def token_counts(out: str) -> dict[str, int]:
@@ -47,6 +48,25 @@ def test_every_command_is_listed(tdc):
     assert shown.code == 0
     for name in ("demo", "segment", "encode", "chat", "convert", "doctor"):
         assert f"\n    {name} " in shown.out
+
+
+def test_bad_input_waits_for_no_torch(tmp_path):
+    """A missing file was told after 11 seconds: nothing heavy is imported before it is known."""
+    lines = [
+        "chat none.mp4 Why?",
+        "encode none.mp4 -o c.safetensors",
+        "demo --video none.mp4",
+        "convert none out",
+        "merge none out",
+        "train 2 --config none.yaml",
+    ]
+    code = (
+        "import sys; from tdc.cli.main import main;"
+        f"print([main(line.split()) for line in {lines}], 'torch' in sys.modules)"
+    )
+    done = shell("-c", code, cwd=tmp_path)
+    assert done.stdout == f"{[2] * len(lines)} False\n"
+    assert done.stderr.count("o such f") + done.stderr.count("No such file") == len(lines)
 
 
 def test_version(tdc):

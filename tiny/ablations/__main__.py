@@ -26,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
         "alone, and what was stopped goes on from its last checkpoint. Several may run on one "
         "folder: each takes what nobody else is at. docs/ablations.md lists the ablations.",
     )
-    parser.set_defaults(run=run, loads_model=True)
+    parser.set_defaults(run=run, loads_model=True, check=lambda _: None)
     parser.add_argument("out", metavar="OUT_DIR", help="a folder per variant")
     parser.add_argument("--only", metavar="NAME", nargs="+", help="these ablations; default: all")
     parser.add_argument("--seeds", metavar="N", type=positive_int, default=3, help=_DEFAULT)

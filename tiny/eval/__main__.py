@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tdc.cli.main import run as run_command
 from tdc.cli.options import add_model, positive_int
-from tdc.cli.terminal import count, progress, table
+from tdc.cli.terminal import count, note, progress, table
 
 if TYPE_CHECKING:
     from .evaluate import Control, Evaluation
@@ -27,7 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
         "what the best constant answer per kind of question would get, and what is left when the "
         "model is deprived of sound, of cuts, or of everything but static frames.",
     )
-    parser.set_defaults(run=run, loads_model=True)
+    parser.set_defaults(run=run, loads_model=True, check=lambda _: None)
     parser.add_argument("--clips", metavar="N", type=positive_int, default=100, help=_DEFAULT)
     parser.add_argument(
         "--questions", metavar="N", type=positive_int, default=6, help=f"per clip {_DEFAULT}"
@@ -63,7 +63,10 @@ def run(arguments: Any) -> None:
     def ask_all(what: str, control: Control | None) -> list[Evaluation]:
         found = []
         for number, asked in enumerate(sets, 1):
-            with progress(f"{what}, set {number} of {len(sets)}") as update:
+            what_now = f"{what}, set {number} of {len(sets)}"
+            if not sys.stderr.isatty():  # where no bar is drawn
+                note(what_now)
+            with progress(what_now) as update:
                 found.append(
                     evaluate(
                         loaded.model,
@@ -76,22 +79,24 @@ def run(arguments: Any) -> None:
                 )
         return found
 
-    runs = {"everything there": ask_all("asking", None)}
-    if not arguments.no_controls:
-        runs |= {name: ask_all(name, control) for name, control in CONTROLS.items()}
-    plain = runs["everything there"]
+    # What is known is printed at once: the controls take three times as long as the answers.
+    questions = sum(len(asked) for clips in sets for _, asked in clips)
     print(
         f"{loaded.note}: {count(arguments.seeds, 'set')} of {count(arguments.clips, 'clip')} "
-        f"({arguments.kind}, {arguments.split}), {sum(e.count() for e in plain):,} questions\n"
+        f"({arguments.kind}, {arguments.split}), {questions:,} questions\n",
+        flush=True,
     )
+    plain = ask_all("asking", None)
     _print_kinds(plain)
-    print()
-    _print_controls(runs)
     scores = [e.cuts for e in plain]
     print(
         f"\ncuts: F1 {_mean([s.f1 for s in scores])}, precision "
-        f"{_mean([s.precision for s in scores])}, recall {_mean([s.recall for s in scores])}"
+        f"{_mean([s.precision for s in scores])}, recall {_mean([s.recall for s in scores])}\n",
+        flush=True,
     )
+    controls = {} if arguments.no_controls else CONTROLS
+    runs = {name: ask_all(name, control) for name, control in controls.items()}
+    _print_controls({"everything there": plain, **runs})
 
 
 def _print_kinds(found: list[Evaluation]) -> None:

@@ -20,7 +20,7 @@ def build_parser() -> argparse.ArgumentParser:
         "Scenes, objects, motion and sound are drawn from a seed, encoded as MP4 and listed with "
         "questions and true cuts. An interrupted set goes on where it stopped.",
     )
-    parser.set_defaults(run=run, loads_model=False)
+    parser.set_defaults(run=run, loads_model=False, check=lambda _: None)
     parser.add_argument("out", metavar="OUT_DIR")
     parser.add_argument("--clips", metavar="N", type=positive_int, default=100, help=_DEFAULT)
     parser.add_argument(
