@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How nvcc builds the CUDA library: for setup.py, CMakeLists.txt and the tests.
+"""Build of the CUDA library by nvcc: for setup.py, CMakeLists.txt and the tests.
 
 TDC_BUILD_CUDA: 1 = failing to build is an error, 0 = do not build, unset = build where nvcc is (in
 CUDA_HOME or on PATH) and the installed torch is a CUDA build. TDC_CUDA_ARCHS: the GPUs it is for,
@@ -34,7 +34,7 @@ def torch_folder() -> Path:
 
 
 def why_no_library() -> str | None:
-    """What keeps any compiled library from being built, or None."""
+    """The reason why no library can be compiled, or None."""
     if sys.platform != "linux":
         return f"compiled libraries are for Linux, this is {sys.platform}"
     if importlib.util.find_spec("torch") is None:
@@ -71,7 +71,7 @@ def architectures() -> list[str]:
 
 
 def flags() -> list[str]:
-    """What every .cu is compiled with. nvcc's own runtime is linked in (its default), and of torch
+    """Flags of every .cu file. nvcc's own runtime is linked in (its default), and of torch
     only the stable ABI is used, so that the library serves every torch from TORCH_TARGET on."""
     codes = [f"arch=compute_{a},code=sm_{a}" for a in architectures()]
     first = architectures()[0]

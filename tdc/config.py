@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 # language model's vocabulary has to grow for it.
 MEDIA_TOKEN_ID = -200
 
-# What the released code does where it departs from the paper.
+# The released code's choices where it departs from the paper.
 RELEASE_BEHAVIOUR: dict[str, Any] = {
     "scene_window": 8,
     "video_size_order": "hw",

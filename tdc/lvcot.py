@@ -27,7 +27,7 @@ from .processor.processor import TDCProcessor
 
 @dataclass(frozen=True)
 class Prompts:
-    """What the language model is asked, as format strings.
+    """Prompts of the language model, as format strings.
 
     Attributes:
         segment: of {number}, {total}, {start}, {end} and {question}.
@@ -48,7 +48,7 @@ PROMPTS = Prompts()
 
 @dataclass(frozen=True)
 class SegmentAnswer:
-    """What one segment contributed; ``start`` and ``end`` in seconds."""
+    """The answer about one segment; ``start`` and ``end`` in seconds."""
 
     start: float
     end: float

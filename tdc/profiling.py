@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the time goes: the pipeline names its stages, and who wants to know listens.
+"""Seconds per stage: the pipeline names its stages, a listener adds them up.
 
     with measure() as times:
         model.generate(**processor(...))

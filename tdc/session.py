@@ -31,7 +31,7 @@ from .media.video import probe
 from .model import MEDIA_INPUTS, Context
 from .processor.budget import context_room, frame_budget
 
-# What is being done, how much of it is done, how much there is.
+# Called with the activity, the frames done and all frames.
 Progress = Callable[[str, int, int], None]
 ANSWER_TOKENS = 256  # longest answer where nobody asks for another length
 _MEDIA = ("siglip_pixels", "dinov2_pixels", "waveforms")  # 200 MB of a video of 224 frames
@@ -203,7 +203,7 @@ class WatchedVideo:
 
     @property
     def plan(self) -> ContextPlan:
-        """How the context's tokens are laid out beside the question given to ``watch``."""
+        """Layout of the context beside the question given to ``watch``."""
         return self.session.model.plan_context(self.features, self._room(self._question))
 
     @property

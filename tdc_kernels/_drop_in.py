@@ -57,7 +57,7 @@ RECORDER = "output_capturing_hook"
 HIDDEN = -1000.0
 NO_TOKENS = "no encoder_hidden_states: self-attention"
 
-# What calls fell back for, by module.
+# Reasons for fallbacks, by module.
 FELL_BACK: weakref.WeakKeyDictionary[nn.Module, set[str]] = weakref.WeakKeyDictionary()
 _SAID: set[tuple[str, str]] = set()
 
@@ -68,7 +68,7 @@ class Unserved(Exception):
 
 @dataclass(frozen=True)
 class Form:
-    """What a forward takes, in order and without self."""
+    """Parameters of a forward, in order and without self."""
 
     names: tuple[str, ...]
     others: tuple[tuple[str, Any], ...]  # what must stay at its default, and that default
@@ -164,7 +164,7 @@ def argument_reason(given: dict[str, Any], form: Form, positional: int) -> str |
 
 
 def module_reason(module: Any) -> str | None:
-    """What of the module's own state keeps its weights from being used directly."""
+    """The part of the module's state that keeps its weights from being used directly."""
     for name in ("key", "value"):
         reason = linear_reason(name, module._modules.get(name))
         if reason is not None:
@@ -306,7 +306,7 @@ def seen_tokens(
 
 
 def try_out(cls: type[nn.Module], module: nn.Module | None = None) -> int:
-    """How many outputs ``cls.forward`` has; ``Unserved`` if it is not the attention of the op.
+    """Number of outputs of ``cls.forward``; ``Unserved`` if it is not the attention of the op.
 
     It runs in fp64 on the CPU on a stand-in: ``module``'s attributes, or for a class those that the
     known ones read, and small random linear layers. No hook runs, no global random number is drawn

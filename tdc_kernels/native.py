@@ -52,14 +52,14 @@ CUDA = Library("_cuda.so", "the CUDA library", "reinstall with TDC_BUILD_CUDA=1 
 
 
 def requires_cpu(device: str) -> str | None:
-    """What every native op needs (``registry.Requires``)."""
+    """Requirements of every native op (``registry.Requires``)."""
     if device != "cpu":
         return f"runs on the CPU only, not on {device!r}"
     return CPU.why_not()
 
 
 def requires_cuda(device: str) -> str | None:
-    """What every CUDA op needs (``registry.Requires``)."""
+    """Requirements of every CUDA op (``registry.Requires``)."""
     if device != "cuda":
         return f"runs on CUDA devices only, not on {device!r}"
     return CUDA.why_not()

@@ -44,7 +44,7 @@ class Skipped(NamedTuple):
 
 
 class Acceleration:
-    """What ``accelerate`` did. ``print`` it; ``undo`` it; or use it in a ``with`` statement.
+    """Record of an ``accelerate`` call: ``print`` it, ``undo`` it, or use it in a ``with``.
 
     Attributes:
         replaced: what runs ``tdc_kernels.cross_attention`` now.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The context plan: which frame is static, who asks whom, what is trimmed, where every token goes.
+"""The context plan: static frames, the anchor of every dynamic frame, trimming, layout.
 
 Integers only, computed once on the host before anything is encoded."""
 
@@ -20,7 +20,7 @@ Ints = torch.Tensor | Sequence[int]
 
 @dataclass(frozen=True, eq=False)
 class ContextPlan:
-    """Where every token of the packed context comes from. Frame numbers count all videos of the
+    """The source of every token of the packed context. Frame numbers count all videos of the
     call (packed), in time order; only what survives trimming is listed."""
 
     anchors: torch.Tensor  # int32 [A]: first frames of the windows

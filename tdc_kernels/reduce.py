@@ -37,7 +37,7 @@ def reduce_frames(
         threshold: higher keeps more; above 1 everything.
         window: frames looked at together, ``>= 1``.
         rule: ``"window"`` or ``"previous"``.
-        max_frames: if more would stay, only every so manieth of them: entry ``floor(i n / m)`` for
+        max_frames: if more would stay, they are evenly subsampled: entry ``floor(i n / m)`` for
             i = 0 .. m-1 of n frames and m = ``max_frames``.
 
     Returns:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which backend runs a call, and why.
+"""Choice of the backend that runs a call, with reasons.
 
 Every backend of every op is a ``torch.library`` operator ``tdc_<backend>::<op>``; the schema is the
 same for all. Compiled backends have ``tdc_<backend>::<op>_backward`` beside it, which the op's
@@ -67,7 +67,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Schema:
-    """What all backends of an op have in common."""
+    """The part that all backends of an op share."""
 
     forward: str
     backward: str | None
@@ -178,7 +178,7 @@ def _handle(backend: str, op: str) -> Any:
 
 
 def _constant(function: Callable[..., Any]) -> Any:
-    """What ``torch.compiler.assume_constant_result`` does, without its 3 s import of dynamo."""
+    """``torch.compiler.assume_constant_result`` without its 3 s import of dynamo."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
 
@@ -281,7 +281,7 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def forced() -> bool:
-    """Whether ``use_backend`` or ``TDC_BACKEND`` names a backend."""
+    """True where ``use_backend`` or ``TDC_BACKEND`` names a backend."""
     return _forced not in (None, "auto")
 
 

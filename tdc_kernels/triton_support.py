@@ -20,12 +20,12 @@ KEYS = ("CUDA", "CPU")  # dispatch keys; the CPU is Triton's interpreter
 
 
 def interpreted() -> bool:
-    """Whether kernels run in Triton's interpreter (triton reads this when it is imported)."""
+    """True where kernels run in Triton's interpreter (triton reads this when it is imported)."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def requires(device: str) -> str | None:
-    """What every Triton op needs (``registry.Requires``)."""
+    """Requirements of every Triton op (``registry.Requires``)."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     found = version("triton")

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Report:
-    """What became of every tensor of the release.
+    """The fate of every tensor of the release.
 
     Attributes:
         taken: ``{released name: our name}``.

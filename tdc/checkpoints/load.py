@@ -199,7 +199,7 @@ def listing(names: list[str]) -> str:
 
 @contextmanager
 def _one_line(folder: Path) -> Iterator[None]:
-    """What transformers and safetensors raise about a damaged folder, as one line."""
+    """Errors of transformers and safetensors about a damaged folder, as one line."""
     try:
         yield
     except InputError:

@@ -102,7 +102,7 @@ def run(arguments: Any) -> None:
 
 
 def _subject(arguments: Any) -> list[_Asked]:
-    """What to ask about the video, which is the package's clip where none was named."""
+    """Questions about the video, which is the package's clip where none was named."""
     own = None if arguments.question is None else [_Asked(arguments.question)]
     if arguments.video:
         return own or [_Asked(OWN_VIDEO)]

@@ -74,7 +74,7 @@ def examine() -> dict[str, Any]:
 
 
 def _self_attention(kind: str) -> str:
-    """What padded self-attention of the Q-Former runs on."""
+    """The kernels that padded self-attention of the Q-Former runs on."""
     from ..compressor.self_attention import why_not_flash
 
     reason = why_not_flash(kind)

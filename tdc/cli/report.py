@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the commands show about an encoded video: its scenes, and its context token by token."""
+"""Tables about an encoded video: its scenes, and its context token by token."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def stage_grids(stage: Stage, tower_grid: int) -> dict[str, int]:
 
 
 def hears(stage: Stage, settings: TrainConfig, config: TDCConfig) -> bool:
-    """Whether videos' sound is used."""
+    """True where the videos' sound is used."""
     wanted = stage.sound if settings.sound is None else settings.sound
     return wanted and bool(config.audio_config)
 

@@ -78,7 +78,7 @@ class _KeepSettings(TrainerCallback):
 
 
 def settings_text(settings: TrainConfig, stage: int) -> str:
-    """What ``tdc merge`` reads beside an adapter."""
+    """The settings file beside an adapter, for ``tdc merge``."""
     facts = {"stage": stage, "settings": dataclasses.asdict(settings)}
     return json.dumps(facts, indent=2) + "\n"
 
@@ -112,7 +112,7 @@ def build_trainer(
     parts = trained_parts(stage, settings)
     if stage.sound and settings.sound is None and not model.config.audio_config:
         raise InputError(
-            f"stage {stage.number} is about sound, but the model has no ears; give beats, or "
+            f"stage {stage.number} is about sound, but the model has no audio encoder; give beats, or "
             "sound: false"
         )
     sound = hears(stage, settings, model.config)

@@ -222,7 +222,7 @@ def _check(
 
 
 def _check_rows(query, visual, audio, index, visual_lengths, audio_lengths, mask) -> None:
-    """Which row attends which frame, and how much of it."""
+    """Frame number and valid lengths of every row."""
     if index is None:
         _checks.shape("query", query, 0, visual.shape[0], "visual's F, as index is None")
     else:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which of the two exact ways ``cross_attention`` goes, and whether native code pays."""
+"""Choice between the two exact ways of ``cross_attention``, and of native code."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ WORTH_IN_TRAINING = 0.5
 
 @functools.cache
 def has_matrix_units() -> bool:
-    """Whether this CPU multiplies bf16 matrices faster than fp32 ones (AVX-512 BF16 or AMX)."""
+    """True where this CPU multiplies bf16 matrices faster than fp32 ones (AVX-512 BF16 or AMX)."""
     capability: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capability.get("avx512_bf16") or capability.get("amx_bf16"))
 
@@ -49,7 +49,7 @@ def kind(query: torch.Tensor) -> tuple[str, str]:
 
 
 def absorbs(query: torch.Tensor, visual: torch.Tensor, audio: Any, *rest: Any) -> bool:
-    """Whether to absorb, for arguments in the op's order."""
+    """True where absorbing is the faster way; arguments in the op's order."""
     num_heads, index = rest[4], rest[5]
     training = in_training(query, visual, audio, *rest)
     return pays(query, query.shape[2], visual, audio, num_heads, index, training)
@@ -64,7 +64,7 @@ def pays(
     index: torch.Tensor | None,
     training: bool,
 ) -> bool:
-    """Whether absorbing pays for queries ``[M, Q, ...]`` that are, or will be, ``width`` wide."""
+    """True where absorbing pays for queries ``[M, Q, width]``, projected already or not yet."""
     rows, queries = query.shape[:2]
     worth = WORTH.get(kind(query), 0.0)
     if training:
@@ -83,7 +83,7 @@ def pays(
 
 
 def in_training(*args: Any) -> bool:
-    """Whether a gradient is wanted of tokens, weights or queries."""
+    """True where tokens, weights or queries want a gradient."""
     tensors = (x for x in args if isinstance(x, torch.Tensor))
     return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 

@@ -32,7 +32,7 @@ SLAB = 512  # columns whose products are added up by themselves
 
 @triton.jit
 def absorbed_place(first, j, m, rows, queries, width):
-    """Where queries ``j`` of [H * Q] of row ``m`` begin in ``[H, rows, Q, D]``."""
+    """Addresses of queries ``j`` of [H * Q] of row ``m`` in ``[H, rows, Q, D]``."""
     head = j // queries
     return first + ((head.to(tl.int64) * rows + m) * queries + j % queries)[:, None] * width
 

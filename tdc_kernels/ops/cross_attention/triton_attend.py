@@ -46,7 +46,7 @@ def products(a, a_stride, i, i_ok, b, b_stride, j, j_ok, width, BLOCK, ACC):
 
 @triton.jit
 def seen_tokens(mask, in_mask, token, length):
-    """Which tokens count; ``mask`` from ``in_mask`` on is that of the frame's tokens, or None."""
+    """Mask of valid tokens; ``mask`` from ``in_mask`` on is that of the frame's tokens, or None."""
     seen = token < length
     if mask is not None:  # Triton 3.6 takes None for an argument, not as a result: no mask_of(...)
         seen = seen & (tl.load(mask + in_mask + token, mask=seen, other=0) != 0)
@@ -55,7 +55,7 @@ def seen_tokens(mask, in_mask, token, length):
 
 @triton.jit
 def length_of(lengths, frame, tokens):
-    """How many tokens of a frame count."""
+    """Number of a frame's valid tokens."""
     if lengths is not None:
         tokens = tl.minimum(tl.load(lengths + frame).to(tl.int32), tokens)
     return tokens

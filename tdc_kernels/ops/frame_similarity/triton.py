@@ -50,7 +50,7 @@ def video_of(cu_frames, videos, t):
 
 @triton.jit
 def begins(cu_frames, videos, t):
-    """Whether a video begins with frames t: no pair of frames reaches across."""
+    """True where a video begins with frame t: no pair of frames reaches across."""
     return tl.load(cu_frames + video_of(cu_frames, videos, t)) == t
 
 

@@ -53,7 +53,7 @@ def finish_and_select(
     finish_frames(partial, sums, similarity, t, first == t, frames, tiles, FINISH_BLOCK, ACC)
     tl.debug_barrier()  # the values of all threads are written before any frame is counted, ...
     count = tl.atomic_add(finished + video, 1, mask=t < frames, sem="acq_rel")
-    # ... so whoever counts a video's last frame sees those of all frames.
+    # ... so the block that counts a video's last frame sees those of all frames.
     complete = tl.where((t < frames) & (count == length - 1), video, -1)
     _, size = span_of(cu_frames, tl.minimum(t, videos - 1), frames, RAGGED)
     empty = tl.where((t < videos) & (size == 0), t, -1)
