@@ -112,8 +112,8 @@ def build_trainer(
     parts = trained_parts(stage, settings)
     if stage.sound and settings.sound is None and not model.config.audio_config:
         raise InputError(
-            f"stage {stage.number} is about sound, but the model has no audio encoder; give beats, or "
-            "sound: false"
+            f"stage {stage.number} is about sound, but the model has no audio encoder; give beats, "
+            "or sound: false"
         )
     sound = hears(stage, settings, model.config)
     if dataset is None:

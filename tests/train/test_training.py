@@ -121,7 +121,7 @@ def test_a_missing_package_is_named(config_file, monkeypatch, capsys):
 def test_stage_3_wants_ears(tmp_path):
     model = calm_model(audio_config=None)
     processor, data = toy_processor(model.config), examples(2, sound=False)
-    with pytest.raises(InputError, match="has no ears"):
+    with pytest.raises(InputError, match="has no audio encoder"):
         build_trainer(settings(tmp_path), 3, model=model, processor=processor, dataset=data)
     chosen = settings(tmp_path, sound=False, max_steps=1)
     build_trainer(chosen, 3, model=model, processor=processor, dataset=data).train()
