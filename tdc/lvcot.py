@@ -8,7 +8,6 @@ and overview share its features, and all segments run as one batch.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,7 +18,7 @@ import torch
 from .answer import ask, chat_prompt
 from .encoder.features import VideoFeatures
 from .media.clock import clock
-from .media.video import probe
+from .media.media_file import MediaFile
 from .model import MEDIA_INPUTS, TDCForConditionalGeneration
 from .processor.budget import frame_budget
 from .processor.processor import TDCProcessor
@@ -94,6 +93,7 @@ def answer_long_video(
     """
     if num_segments < 1:
         raise ValueError(f"num_segments is {num_segments}; expected at least 1")
+    video = MediaFile.of(video)
     per_segment = max_frames or frames_per_segment(processor, question, prompts)
     inputs = processor(
         text="<video>", videos=[video], audio=[audio], max_frames=num_segments * per_segment
@@ -105,7 +105,8 @@ def answer_long_video(
         for name in ("segment_tokens", "on_segment"):
             options.pop(name, None)
         return LongVideoAnswer(ask(model, processor, features, [question], **options)[0], ())
-    end = _duration(video, int(inputs["media_seconds"]) / model.config.fps)
+    sampled = int(inputs["media_seconds"]) / model.config.fps
+    end = video.duration if isinstance(video, MediaFile) else sampled
     return answer_segments(
         model,
         processor,
@@ -202,11 +203,6 @@ def _segment_answers(
         SegmentAnswer(start, end, answer)
         for (start, end), answer in zip(spans, answers, strict=True)
     )
-
-
-def _duration(video: Any, sampled: float) -> float:
-    """Seconds of a video; arrays last as long as their frames."""
-    return probe(video).duration if isinstance(video, (str, os.PathLike)) else sampled
 
 
 def _clock(seconds: float) -> str:

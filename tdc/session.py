@@ -27,7 +27,7 @@ from .encoder.features import VideoFeatures
 from .encoder.scenes import Scene, scenes
 from .errors import InputError
 from .lvcot import PROMPTS, Prompts, SegmentAnswer, answer_segments, frames_per_segment
-from .media.video import probe
+from .media.media_file import MediaFile
 from .model import MEDIA_INPUTS, Context
 from .processor.budget import context_room, frame_budget
 
@@ -111,7 +111,7 @@ class WatchedVideo:
 
     def __init__(self, session: Session, video: Any, audio: Any, question: str) -> None:
         self.session = session
-        self._source, self._question = (video, audio), question
+        self._source, self._question = (MediaFile.of(video), audio), question
         self._segments: tuple[int, VideoFeatures] | None = None  # of the last LVCoT
 
     def ask(
@@ -235,7 +235,7 @@ class WatchedVideo:
             inputs, self.features = self._look(max_frames, progress)
         video = self._source[0]
         sampled = int(inputs["media_seconds"]) / self._config.fps
-        seconds = probe(video).duration if isinstance(video, (str, os.PathLike)) else sampled
+        seconds = video.duration if isinstance(video, MediaFile) else sampled
         self.duration = max(seconds, self.features.times[-1])
         self.inputs = {k: v for k, v in inputs.items() if keep_media or k not in _MEDIA}
 

@@ -45,7 +45,7 @@ def add(subparsers: Subparsers) -> None:
 
 
 def check(arguments: Any) -> None:
-    check_media(arguments.video, arguments.audio)
+    arguments.video = check_media(arguments.video, arguments.audio)
     check_folder(arguments.model)
     if arguments.question is not None and not arguments.question.strip():
         raise InputError("the question is empty; expected a text")

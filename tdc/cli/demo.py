@@ -62,7 +62,7 @@ def add(subparsers: Subparsers) -> None:
 
 def check(arguments: Any) -> None:
     if arguments.video:
-        check_media(arguments.video, arguments.audio)
+        arguments.video = check_media(arguments.video, arguments.audio)
     check_folder(arguments.model)
     try:
         Path(arguments.out).mkdir(parents=True, exist_ok=True)

@@ -33,7 +33,7 @@ def add(subparsers: Subparsers) -> None:
 
 def check(arguments: Any) -> None:
     check_writable(arguments.output)
-    check_media(arguments.video, arguments.audio)
+    arguments.video = check_media(arguments.video, arguments.audio)
     check_folder(arguments.model)
 
 

@@ -13,6 +13,7 @@ from ..errors import InputError
 from .terminal import activity, bars
 
 if TYPE_CHECKING:
+    from ..media.media_file import MediaFile
     from ..session import Session, WatchedVideo
 
 Subparsers = Any  # argparse names this class with a leading underscore
@@ -111,18 +112,19 @@ def _number(text: str, kind: Any, valid: Any, expected: str) -> Any:
     return value
 
 
-def check_media(video: str, audio: str | None = None) -> None:
-    """Refuse a file that is no video, and a sound file without sound, before a model is loaded.
+def check_media(video: str, audio: str | None = None) -> MediaFile:
+    """The video, scanned; refuses what is no video, or no sound, before a model is loaded.
 
     Raises:
         InputError: what is wrong with the file.
     """
     from ..media.audio import has_audio
-    from ..media.video import probe
+    from ..media.media_file import MediaFile
 
-    probe(video)
+    file = MediaFile(video).scan()
     if audio and not has_audio(audio):
         raise InputError(f"--audio: {audio} has no audio track; expected a file with sound")
+    return file
 
 
 def check_folder(folder: str | None, expected: str = "a model written by tdc convert") -> None:

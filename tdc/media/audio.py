@@ -20,7 +20,7 @@ from .container import (
     stream_start,
     video_stream,
 )
-from .packets import CUT_OFF, whole_packets
+from .packets import CUT_OFF, decode, whole_packets
 
 logger = logging.getLogger(__name__)
 
@@ -136,12 +136,9 @@ class _Track:
         return np.clip(wave, -1.0, 1.0, out=wave)  # the filter overshoots at steps
 
     def _decode(self, stream: Any, packet: Any) -> list[Any]:
-        try:
-            return stream.codec_context.decode(packet)
-        except av.error.FFmpegError as error:
-            logger.debug("an audio packet was not decoded: %s", error)
-            self.damaged += 1
-            return []
+        frames = decode(stream, packet)
+        self.damaged += frames is None
+        return frames or []
 
     def _add(self, frame: Any, tick: float) -> None:
         time = self.heard if frame.pts is None else frame.pts * tick

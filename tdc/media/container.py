@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Opening media files, their clock, and writing a file or a folder whole."""
+"""Opening media files, choosing their tracks, and their clock."""
 
 from __future__ import annotations
 
@@ -68,6 +68,19 @@ def video_stream(container: Any) -> Any:
     moving = [s for s in container.streams.video if not s.disposition & cover]
     best = container.streams.best("video")
     return best if best in moving else next(iter(moving), None)
+
+
+def require_video(container: Any, path: str | os.PathLike[str]) -> Any:
+    """The file's main video stream, ready to decode; `InputError` if there is none."""
+    stream = video_stream(container)
+    if stream is None:
+        kind = "sound only" if container.streams.audio else "no pictures"
+        raise InputError(f"no video track in {path}: it holds {kind}")
+    if stream.codec_context is None:
+        raise InputError(f"cannot read {path}: this FFmpeg has no decoder for its video codec")
+    # Frame threads where the codec has them, slices elsewhere; FFmpeg picks the number.
+    stream.thread_type = "AUTO"
+    return stream
 
 
 def audio_stream(container: Any) -> Any:

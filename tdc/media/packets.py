@@ -59,13 +59,21 @@ class PacketIndex:
         return gap if gap > CUT_OFF else 0.0
 
 
-def packet_index(container: Any, stream: Any, path: str | os.PathLike[str]) -> PacketIndex:
-    """Read all packets of the stream, decoding none. Raises `InputError` if it holds no frame."""
+def scan_video(
+    container: Any, stream: Any, path: str | os.PathLike[str]
+) -> tuple[PacketIndex, Any]:
+    """Read all packets of the stream, decoding only until the first frame comes out.
+
+    Returns the index and that frame. Raises `InputError` if the stream holds no frame.
+    """
     shown: list[int] = []
     keys: list[int] = []
+    frames: list[Any] = []
     first, last, packets = None, -(2.0**63), 0
     for packet in whole_packets(container, stream):
         packets += 1
+        if not frames:
+            frames += decode(stream, packet) or []
         if packet.pts is None:
             continue
         first = packet.pts if first is None else first
@@ -78,11 +86,15 @@ def packet_index(container: Any, stream: Any, path: str | os.PathLike[str]) -> P
         raise InputError(f"no frames: the video track of {path} is empty")
     if first is None or not shown:
         raise InputError(f"no frames in {path} that carry a time stamp; remux it, e.g. to MP4")
+    frames = frames or decode(stream, None) or []
+    if not frames:
+        raise InputError(f"no frames: no picture of {path} can be decoded")
     if not keys:
         keys = [first]
     ordered = np.unique(np.array(shown, dtype=np.int64))
     ordered = ordered[ordered >= min(keys)] if ordered[-1] >= min(keys) else ordered
-    return _index(container, stream, ordered, np.unique(np.array(keys, dtype=np.int64)), last)
+    starts = np.unique(np.array(keys, dtype=np.int64))
+    return _index(container, stream, ordered, starts, last), frames[0]
 
 
 def _index(
@@ -112,6 +124,15 @@ def whole_packets(container: Any, stream: Any) -> Iterator[Any]:
                 yield packet
     except av.error.FFmpegError as error:
         logger.debug("reading packets stopped: %s", error)
+
+
+def decode(stream: Any, packet: Any) -> list[Any] | None:
+    """What comes out of the decoder for a packet, or for None, the end; None for a damaged one."""
+    try:
+        return stream.codec_context.decode(packet)
+    except av.error.FFmpegError as error:
+        logger.debug("a packet was not decoded: %s", error)
+        return None
 
 
 class FrameReader:
@@ -175,11 +196,7 @@ class FrameReader:
         return groups
 
     def _decode(self, packet: Any) -> list[Any]:
-        try:
-            frames = self.stream.codec_context.decode(packet)
-        except av.error.FFmpegError as error:
-            logger.debug("a packet was not decoded: %s", error)
-            self.damaged += 1
-            return []
-        self.decoded += len(frames)
-        return frames
+        frames = decode(self.stream, packet)
+        self.damaged += frames is None
+        self.decoded += len(frames or ())
+        return frames or []

@@ -12,7 +12,6 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +19,11 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ..errors import InputError
-from . import pyav as av
-from .container import audio_stream, check_range, open_media, video_stream
-from .packets import FrameReader, PacketIndex, packet_index
+from .container import check_range, open_media, require_video
+from .media_file import MediaFile, VideoInfo
+from .orientation import orientation
+from .packets import FrameReader, PacketIndex
+from .sampling import sample_indices
 
 logger = logging.getLogger(__name__)
 
@@ -52,42 +53,12 @@ class Video:
         return self.frames.shape[2], self.frames.shape[1]
 
 
-@dataclass(frozen=True)
-class VideoInfo:
-    """What a video file holds: seconds, frames per second, upright pixels, degrees, codecs."""
-
-    duration: float
-    fps: float
-    width: int
-    height: int
-    rotation: int  # counter-clockwise degrees that make the stored picture upright: 0, 90, 180, 270
-    has_audio: bool
-    video_codec: str
-    audio_codec: str | None
-
-
 def probe(path: str | os.PathLike[str]) -> VideoInfo:
     """Describe a video from its packets; only the first picture is decoded, for its rotation.
 
     Raises `InputError` like `read_video`.
     """
-    with open_media(path) as container:
-        index = packet_index(container, _require_stream(container, path), path)
-    with open_media(path) as container:
-        stream = _require_stream(container, path)
-        sound = audio_stream(container)
-        frame = _first_frame(container, stream, path)
-        flat = not _orientation(frame).transpose
-        return VideoInfo(
-            duration=index.duration,
-            fps=index.rate,
-            width=frame.width if flat else frame.height,
-            height=frame.height if flat else frame.width,
-            rotation=frame.rotation % 360,
-            has_audio=sound is not None,
-            video_codec=stream.codec_context.codec.canonical_name,
-            audio_codec=None if sound is None else sound.codec_context.codec.canonical_name,
-        )
+    return MediaFile.of(path).info
 
 
 def read_video(
@@ -103,7 +74,8 @@ def read_video(
     """Read the frames shown at `start`, `start + 1/fps`, … before `end`.
 
     Args:
-        path: a local file in any format of PyAV's FFmpeg (MP4, MKV, WebM, TS, AVI, GIF, …).
+        path: a local file in any format of PyAV's FFmpeg (MP4, MKV, WebM, TS, AVI, GIF, …). A
+            `MediaFile` that has read its packets already is not scanned again.
         fps: samples per second of video; may exceed the file's rate (frames then repeat).
         max_frames: keep at most this many, chosen as the release does (its frame budget): of L
             samples those with index int(L / max_frames * i). Only these are decoded.
@@ -119,16 +91,13 @@ def read_video(
             out of range. A file cut off in the middle gives what it holds and a warning.
     """
     _check_arguments(fps, max_frames, start, end, max_side)
-    with open_media(path) as container:
-        stream = _require_stream(container, path)
-        index = packet_index(container, stream, path)
-        times = _sample_times(path, index, fps, start, end)
-        if max_frames is not None and len(times) > max_frames:
-            ratio = len(times) / max_frames
-            times = times[[int(ratio * i) for i in range(max_frames)]]
+    index = MediaFile.of(path).index
+    times = _sample_times(path, index, fps, start, end)
+    if max_frames is not None:
+        times = times[sample_indices(len(times), max_frames)]
     # Opened again for the second pass: not every format can be rewound.
     with open_media(path) as container:
-        reader = FrameReader(container, _require_stream(container, path), index)
+        reader = FrameReader(container, require_video(container, path), index)
         canvas = _Canvas(len(times), max_side)
         for frame in reader.shown_at(index.start + times / index.tick):
             canvas.put(frame)
@@ -162,13 +131,6 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
         raise InputError(f"not an image that can be read: {name} ({error})") from None
 
 
-def _first_frame(container: Any, stream: Any, path: str | os.PathLike[str]) -> Any:
-    with suppress(av.error.FFmpegError):
-        for frame in container.decode(stream):
-            return frame
-    raise InputError(f"no frames: no picture of {path} can be decoded")
-
-
 def _check_arguments(
     fps: float,
     max_frames: int | None,
@@ -183,18 +145,6 @@ def _check_arguments(
     if max_side is not None and max_side < 1:
         raise InputError(f"max_side: got {max_side}, expected at least 1")
     check_range(start, end)
-
-
-def _require_stream(container: Any, path: str | os.PathLike[str]) -> Any:
-    stream = video_stream(container)
-    if stream is None:
-        kind = "sound only" if container.streams.audio else "no pictures"
-        raise InputError(f"no video track in {path}: it holds {kind}")
-    if stream.codec_context is None:
-        raise InputError(f"cannot read {path}: this FFmpeg has no decoder for its video codec")
-    # Frame threads where the codec has them, slices elsewhere; FFmpeg picks the number.
-    stream.thread_type = "AUTO"
-    return stream
 
 
 def _sample_times(
@@ -235,7 +185,7 @@ class _Canvas:
         self.done += 1
 
     def _convert(self, frame: Any) -> np.ndarray:
-        turn = _orientation(frame)
+        turn = orientation(frame)
         if self.pixels is not None:  # a stream may change its size: the first frame decides
             height, width = self.pixels.shape[1:3]
             width, height = (height, width) if turn.transpose else (width, height)
@@ -245,31 +195,6 @@ class _Canvas:
             width, height = (max(1, round(n * scale)) for n in (frame.width, frame.height))
         rgb = frame.reformat(width=width, height=height, format="rgb24", interpolation="BICUBIC")
         return turn.apply(rgb.to_ndarray())
-
-
-@dataclass(frozen=True)
-class _Turn:
-    """One of the eight ways a stored picture can lie: transpose first, then mirror."""
-
-    transpose: bool = False
-    mirror_x: bool = False
-    mirror_y: bool = False
-
-    def apply(self, picture: np.ndarray) -> np.ndarray:
-        if self.transpose:
-            picture = picture.transpose(1, 0, 2)
-        return picture[:: -1 if self.mirror_y else 1, :: -1 if self.mirror_x else 1]
-
-
-def _orientation(frame: Any) -> _Turn:
-    """What the display matrix [a b u; c d v; x y w] asks for: x' = a·x + c·y, y' = b·x + d·y."""
-    for data in frame.side_data:
-        if data.type.name == "DISPLAYMATRIX":
-            a, b, _, c, d = np.frombuffer(data, dtype=np.int32)[:5].tolist()
-            if abs(b) > abs(a):
-                return _Turn(True, mirror_x=c < 0, mirror_y=b < 0)
-            return _Turn(False, mirror_x=a < 0, mirror_y=d < 0)
-    return _Turn()
 
 
 def _warnings(

@@ -18,9 +18,10 @@ from ..config import TDCConfig
 from ..encoder.geometry import kept_box
 from ..errors import InputError
 from ..media.audio import read_audio
+from ..media.media_file import MediaFile, VideoInfo
 from ..media.pixels import padding_color, resize_frames
 from ..media.sampling import sample_indices
-from ..media.video import Video, VideoInfo, probe, read_image, read_video
+from ..media.video import Video, read_image, read_video
 from ..profiling import stage
 from .budget import frame_budget
 
@@ -75,8 +76,9 @@ def load_video(
         tokens = kept_box(width, height, config.frame_grid).num_tokens
         return frame_budget(config, prompt_tokens, tokens, num_videos)
 
-    if isinstance(video, (str, os.PathLike)):
-        info = probe(video)
+    video = MediaFile.of(video)
+    if isinstance(video, MediaFile):
+        info = video.info
         size = (info.width, info.height)
         limit = budget(size)
         decoded = read_video(

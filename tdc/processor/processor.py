@@ -76,7 +76,8 @@ class TDCProcessor(ProcessorMixin):
 
         Args:
             text: prompts with one ``<video>`` or ``<image>`` where each medium belongs.
-            videos: files, uint8 arrays ``[T, H, W, 3]`` sampled at ``config.fps``, or
+            videos: files (paths, or a :class:`tdc.media.media_file.MediaFile`, which is not scanned
+                twice), uint8 arrays ``[T, H, W, 3]`` sampled at ``config.fps``, or
                 :class:`tdc.media.video.Video`, in the order of the placeholders.
             images: files, PIL images or uint8 arrays ``[H, W, 3]``, likewise.
             audio: one entry per video: a file, an fp32 16-kHz waveform, ``False`` for silence, or

@@ -244,18 +244,30 @@ def test_cut_off_in_the_middle(
     ]  # fmt: skip
 
 
-def test_damage_in_the_middle(tmp_path: Path) -> None:
-    path = write_clip(tmp_path / "a.avi", frames=60, codec="mjpeg", pixels="yuvj420p", options={})
+def damage(path: Path, number: int) -> Path:
+    """Zero one of the packets of an AVI."""
     with open_media(path) as container:
         packets = list(container.demux(video_stream(container)))
-        spans = [(p.pos, p.size) for p in packets if p.size]
+        position, size = [(p.pos, p.size) for p in packets if p.size][number]
     data = bytearray(path.read_bytes())
-    position, size = spans[30]
     data[position + 8 : position + 8 + size] = bytes(size)
     path.write_bytes(data)
+    return path
+
+
+def test_damage_in_the_middle(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "a.avi", frames=60, codec="mjpeg", pixels="yuvj420p", options={})
+    path = damage(clip, 30)
     video = read_video(path, fps=2)
     assert numbers_of(video.frames) in ([0, 15, 15, 45], [0, 15, 29, 45])  # the last good picture
     assert video.warnings == (f"{path}: 1 damaged packets were skipped",)
+
+
+def test_damage_at_the_beginning(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "a.avi", frames=60, codec="mjpeg", pixels="yuvj420p", options={})
+    path = damage(clip, 0)
+    assert (probe(path).width, probe(path).duration) == (96, pytest.approx(2))
+    assert numbers_of(read_video(path, fps=2).frames) == [15, 15, 30, 45]
 
 
 def one_line(caught: pytest.ExceptionInfo[InputError]) -> str:
