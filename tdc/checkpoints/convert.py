@@ -21,12 +21,11 @@ from transformers import AutoConfig, AutoTokenizer, BertTokenizer
 from ..config import TDCConfig
 from ..encoder.beats import BEATs
 from ..encoder.towers import VisionTower
-from ..errors import InputError
+from ..errors import InputError, listed
 from ..files import check_new_folder, whole_folder
 from ..model import TDCForConditionalGeneration
-from ..processor.chat_templates import BY_MODEL_TYPE, CHATML
-from ..processor.processor import TDCProcessor
-from .folder import SHARD_BYTES, Checkpoint, Shapes, ShardWriter, listing, read_json
+from ..processor.processor import new_processor
+from .folder import SHARD_BYTES, Checkpoint, Shapes, ShardWriter, read_json
 from .release_names import our_names, release_config
 
 logger = logging.getLogger(__name__)
@@ -124,7 +123,7 @@ def _check(
     """Every tensor is accounted for, on both sides, with the right shape."""
     unknown = sorted(set(shapes) - set(taken) - set(ignored))
     if unknown:
-        raise InputError(f"the checkpoint has {len(unknown)} unknown tensors: {listing(unknown)}")
+        raise InputError(f"the checkpoint has {len(unknown)} unknown tensors: {listed(unknown)}")
     have = set(taken.values())
     missing = sorted(
         name
@@ -132,14 +131,14 @@ def _check(
         if name not in have and not name.startswith(elsewhere) and not _tied(name, config)
     )
     if missing:
-        raise InputError(f"the checkpoint lacks {len(missing)} tensors: {listing(missing)}")
+        raise InputError(f"the checkpoint lacks {len(missing)} tensors: {listed(missing)}")
     wrong = [
         f"{theirs} is {list(shapes[theirs])}, expected {list(expected[ours])}"
         for theirs, ours in taken.items()
         if _squeeze(shapes[theirs]) != _squeeze(expected[ours])
     ]
     if wrong:
-        raise InputError(f"{len(wrong)} tensors have the wrong shape: {listing(wrong)}")
+        raise InputError(f"{len(wrong)} tensors have the wrong shape: {listed(wrong)}")
 
 
 def _tied(name: str, config: TDCConfig) -> bool:
@@ -229,13 +228,4 @@ def _save_processor(release_dir: Path, bert_dir: Any, config: TDCConfig, out: Pa
         bert_tokenizer = BertTokenizer.from_pretrained(bert_dir)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read the BERT vocabulary in {bert_dir}: {error}") from None
-    # Without its file, transformers makes up a vocabulary of the five special tokens. A table may
-    # be padded by a few rows, up to a multiple of 64.
-    words, rows = len(bert_tokenizer), config.qformer_config.vocab_size
-    if not rows - 64 < words <= rows:
-        raise InputError(
-            f"the BERT vocabulary in {bert_dir} has {words} words, but the Q-Former's table has "
-            f"{rows} rows; give the folder of its BERT (with vocab.txt) with --bert"
-        )
-    template = BY_MODEL_TYPE.get(config.text_config.model_type, CHATML)
-    TDCProcessor(tokenizer, bert_tokenizer, config, chat_template=template).save_pretrained(out)
+    new_processor(tokenizer, bert_tokenizer, config, f"{bert_dir} (--bert)").save_pretrained(out)

@@ -19,9 +19,6 @@ from ..errors import InputError
 SHARD_BYTES = 2 * 2**30
 
 
-_LISTED = 12  # keys named in an error before "and N more"
-
-
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -132,11 +129,6 @@ class ShardWriter:
             index = {"metadata": {"total_size": self._bytes}, "weight_map": weight_map}
             path = self._folder / "model.safetensors.index.json"
             path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-
-
-def listing(names: list[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from transformers import Dinov2Model
 
 from ..config import TDCConfig
 from ..encoder.towers import VisionTower
-from ..errors import InputError
+from ..errors import InputError, listed
 from ..model import TDCForConditionalGeneration
 from ..processor.processor import TDCProcessor
 from .folder import Checkpoint, read_json
@@ -30,7 +30,6 @@ logger = logging.getLogger(__name__)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TINY = Path(__file__).parents[1] / "assets" / "tiny"  # docs/tiny.md
 ABOUT_TINY = "the tiny TDC that comes with the package; it knows drawn clips and their words alone"
-_LISTED = 8  # tensors named in an error before "and N more"
 
 
 @dataclass(frozen=True)
@@ -177,7 +176,7 @@ def _refuse(folder: Path, found: dict[str, Any], prefix: str = "") -> None:
     """One line with everything that transformers found wrong with a checkpoint's tensors."""
     wrong = [f"{k} is {list(s)}, expected {list(e)}" for k, s, e in found["mismatched_keys"]]
     faults = [
-        f"{what} {len(names)}: {listing([prefix + name for name in sorted(names)])}"
+        f"{what} {len(names)}: {listed([prefix + name for name in sorted(names)])}"
         for what, names in (
             ("missing", found["missing_keys"]),
             ("unexpected", found["unexpected_keys"]),
@@ -190,11 +189,6 @@ def _refuse(folder: Path, found: dict[str, Any], prefix: str = "") -> None:
             f"the weights in {folder} do not fit its config.json: {'; '.join(faults)}; "
             "copy or convert it again"
         )
-
-
-def listing(names: list[str]) -> str:
-    more = f", and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
 
 
 @contextmanager

@@ -24,10 +24,7 @@ def open_media(path: str | os.PathLike[str], kind: str = "video") -> Any:
     """
     name = os.fspath(path)
     wanted = "a video" if kind == "video" else "an audio or video file"
-    if os.path.isdir(name):
-        raise InputError(f"{name} is a directory, expected {wanted}")
-    if not os.path.exists(name):
-        raise InputError(f"no such file: {name}")
+    check_file(name, wanted)
     if os.path.isfile(name) and os.path.getsize(name) == 0:
         raise InputError(f"not {wanted}: {name} is empty (0 bytes)")
     try:
@@ -42,6 +39,14 @@ def open_media(path: str | os.PathLike[str], kind: str = "video") -> Any:
         what = f"an image ({', '.join(sorted(codecs))})" if image else "a text"
         raise InputError(f"not {wanted}: {name} is {what}")
     return container
+
+
+def check_file(name: str, wanted: str) -> None:
+    """Raise `InputError` for a directory, and where there is nothing."""
+    if os.path.isdir(name):
+        raise InputError(f"{name} is a directory, expected {wanted}")
+    if not os.path.exists(name):
+        raise InputError(f"no such file: {name}")
 
 
 def _why_not_opened(name: str, wanted: str, error: Exception) -> str:

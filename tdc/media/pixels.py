@@ -70,22 +70,3 @@ def normalize_pixels(pixels: Tensor, mean: Sequence[float], std: Sequence[float]
 def padding_color(mean: Sequence[float]) -> tuple[int, ...]:
     """The tower's mean colour as 0..255 integers, rounded down."""
     return tuple(int(255 * channel) for channel in mean)
-
-
-def preprocess_frames(
-    frames: np.ndarray, image_size: int, mean: Sequence[float], std: Sequence[float]
-) -> Tensor:
-    """Pad to a centred square of the mean colour, resize, normalise.
-
-    Args:
-        frames: uint8 ``[T, H, W, 3]``, RGB.
-        image_size: pixels per side that come out.
-        mean, std: normalisation per channel, for pixels in 0..1.
-
-    Returns:
-        fp32 ``[T, 3, image_size, image_size]``.
-
-    Raises:
-        InputError: another dtype or shape of ``frames``.
-    """
-    return normalize_pixels(resize_frames(frames, image_size, padding_color(mean)), mean, std)

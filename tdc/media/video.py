@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ..errors import InputError
-from .container import check_range, open_media, require_video
+from .container import check_file, check_range, open_media, require_video
 from .media_file import MediaFile, VideoInfo
 from .orientation import orientation
 from .packets import FrameReader, PacketIndex
@@ -118,10 +118,7 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     Raises `InputError` if there is no such file or it is not an image.
     """
     name = os.fspath(path)
-    if os.path.isdir(name):
-        raise InputError(f"{name} is a directory, expected an image")
-    if not os.path.exists(name):
-        raise InputError(f"no such file: {name}")
+    check_file(name, "an image")
     try:
         with Image.open(name) as image:
             return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))

@@ -13,7 +13,7 @@ from transformers import AutoProcessor, BatchFeature, ProcessorMixin
 
 from ..config import TDCConfig
 from ..errors import InputError
-from .chat_templates import CHATML
+from .chat_templates import BY_MODEL_TYPE, CHATML
 from .media_inputs import Medium, Progress, load_image, load_video, pack_media
 
 logger = logging.getLogger(__name__)
@@ -194,12 +194,15 @@ class TDCProcessor(ProcessorMixin):
         )
         return self.qformer_tokenizer(question, truncation=True, max_length=limit).input_ids
 
-    def prompt_ids(self, prompt: str) -> list[int]:
-        """Ids with ``media_token_id`` at the placeholders; pieces are tokenized on their own."""
+    def prompt_ids(self, prompt: str, first: bool = True) -> list[int]:
+        """Ids with ``media_token_id`` at the placeholders; pieces are tokenized on their own.
+
+        ``first``: the prompt begins here, with the tokenizer's first token if it has one.
+        """
         ids: list[int] = []
         bos = self.tokenizer.bos_token_id
         starts_with_bos = self.tokenizer("").input_ids[:1] == [bos]
-        if starts_with_bos and not prompt.startswith(self.tokenizer.bos_token):
+        if first and starts_with_bos and not prompt.startswith(self.tokenizer.bos_token):
             ids.append(bos)
         for piece in _PLACEHOLDER.split(prompt):
             if piece in (VIDEO_TOKEN, IMAGE_TOKEN):
@@ -269,6 +272,29 @@ class TDCProcessor(ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         return ["input_ids", "attention_mask", "question_ids", "question_mask"]
+
+
+def new_processor(
+    tokenizer: Any, qformer_tokenizer: Any, config: TDCConfig, bert: str
+) -> TDCProcessor:
+    """The processor of a new model, with the chat template of its kind of language model.
+
+    Args:
+        bert: where the Q-Former's tokenizer was read from, for the message.
+
+    Raises:
+        InputError: the tokenizer's vocabulary is not that of the Q-Former's table.
+    """
+    # Without vocab.txt, transformers makes up a vocabulary of the five special tokens. A table may
+    # be padded by a few rows, up to a multiple of 64.
+    words, rows = len(qformer_tokenizer), config.qformer_config.vocab_size
+    if not rows - 64 < words <= rows:
+        raise InputError(
+            f"{bert}: the vocabulary has {words} words, but the Q-Former's table has {rows} rows; "
+            "expected the folder of the Q-Former's BERT, with vocab.txt"
+        )
+    template = BY_MODEL_TYPE.get(config.text_config.model_type, CHATML)
+    return TDCProcessor(tokenizer, qformer_tokenizer, config, chat_template=template)
 
 
 def _flatten(media: Any) -> list:

@@ -25,17 +25,15 @@ from ..checkpoints.release_names import our_names
 from ..config import TDCConfig
 from ..encoder.beats import BEATs
 from ..encoder.towers import VisionTower
-from ..errors import InputError
+from ..errors import InputError, listed
 from ..model import TDCForConditionalGeneration
-from ..processor.chat_templates import BY_MODEL_TYPE, CHATML
-from ..processor.processor import TDCProcessor
+from ..processor.processor import TDCProcessor, new_processor
 from .config import TrainConfig
 from .stages import Stage, stage_grids
 
 _FAMILIES = {"bert": "bert", "siglip": "siglip_vision_model", "dinov2": "dinov2"}
 _GRIDS = ("connector_grid", "frame_grid")
 _POSITION = r"video_encoder\.connector\..*\.position"
-_LISTED = 6  # tensors named in an error
 
 
 def starting_model(
@@ -190,8 +188,7 @@ def _check_weights(
     wrong = sorted(f"{k} is {list(s)}, expected {list(e)}" for k, s, e in found["mismatched_keys"])
     for names, what in ((lacking, "are in none of the model's parts"), (wrong, "do not fit")):
         if names:
-            more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-            raise InputError(f"{len(names)} tensors {what}: {', '.join(names[:_LISTED])}{more}")
+            raise InputError(f"{len(names)} tensors {what}: {listed(names)}")
     return new
 
 
@@ -203,12 +200,4 @@ def _processor(settings: TrainConfig, config: TDCConfig) -> TDCProcessor:
     assert settings.language_model is not None and settings.bert is not None
     tokenizer = _read(AutoTokenizer, settings.language_model, "language_model")
     words = _read(BertTokenizer, settings.bert, "bert")
-    # Without vocab.txt transformers makes up a vocabulary of the five special tokens.
-    rows = config.qformer_config.vocab_size
-    if not rows - 64 < len(words) <= rows:
-        raise InputError(
-            f"bert: the vocabulary in {settings.bert} has {len(words)} words, its table {rows} "
-            "rows; expected a folder with BERT's vocab.txt"
-        )
-    template = BY_MODEL_TYPE.get(config.text_config.model_type, CHATML)
-    return TDCProcessor(tokenizer, words, config, chat_template=template)
+    return new_processor(tokenizer, words, config, f"bert: {settings.bert}")

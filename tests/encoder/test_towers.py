@@ -24,7 +24,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from tdc.encoder.towers import VisionTower, resize_token_grid
 from tdc.errors import InputError
-from tdc.media.pixels import normalize_pixels, padding_color, preprocess_frames, resize_frames
+from tdc.media.pixels import normalize_pixels, padding_color, resize_frames
 
 DATA = Path(__file__).parents[1] / "parity" / "data"
 SMALL = {
@@ -200,7 +200,8 @@ def test_pixels_are_those_of_the_published_processors(family, height, width):
     top, left = (side - height) // 2, (side - width) // 2
     square[:, top : top + height, left : left + width] = frames
     expected = processor(list(square), return_tensors="pt")["pixel_values"]
-    pixels = tower.preprocess(frames)
+    resized = resize_frames(frames, tower.image_size, padding_color(tower.image_mean))
+    pixels = normalize_pixels(resized, tower.image_mean, tower.image_std)
     assert pixels.dtype == torch.float32 and pixels.shape == (3, 3, 56, 56)
     torch.testing.assert_close(pixels, expected, atol=1e-5, rtol=0)
 
@@ -220,8 +221,8 @@ def test_frames_keep_their_order():
 
 def test_no_frames_and_a_mapped_range():
     assert resize_frames(np.zeros((0, 4, 4, 3), np.uint8), 8, (0, 0, 0)).shape == (0, 3, 8, 8)
-    white = np.full((1, 8, 8, 3), 255, np.uint8)
-    assert preprocess_frames(white, 8, (0.5,) * 3, (0.25,) * 3).unique().tolist() == [2.0]
+    white = torch.full((1, 3, 8, 8), 255, dtype=torch.uint8)
+    assert normalize_pixels(white, (0.5,) * 3, (0.25,) * 3).unique().tolist() == [2.0]
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,6 @@ def test_a_bad_file_is_refused_every_time(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="no such file"):
             file.scan()
     write_clip(file.path, video=False, audio=tone(0.5))
-    with pytest.raises(InputError, match="no video track in .*a.mp4: it holds sound only"):
+    with pytest.raises(InputError, match="it holds sound only"):
         _ = file.duration
     assert len(read_audio(file)) > 7000  # sound needs no picture

@@ -92,6 +92,8 @@ def test_exactly_one_bos(template):
     prompt = processor.apply_chat_template([user(VIDEO, QUESTION)], add_generation_prompt=True)
     ids = processor.encode_prompts([prompt])["input_ids"][0].tolist()
     assert ids[0] == bos and ids.count(bos) == 1
+    later = processor.prompt_ids(QUESTION, first=False)
+    assert [bos, *later] == processor.prompt_ids(QUESTION)
     assert ids.count(MEDIA_TOKEN_ID) == 1
 
 

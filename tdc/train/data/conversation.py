@@ -7,18 +7,14 @@ will be when the model writes it. Trained are the answer's tokens and the mark t
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ...errors import InputError
-from ...processor.processor import IMAGE_TOKEN, VIDEO_TOKEN, TDCProcessor
+from ...processor.processor import TDCProcessor
 from ...prompt import IGNORE_INDEX
 from .records import Record
 from .turns import SHARED
-
-_PLACEHOLDER = re.compile(f"({IMAGE_TOKEN}|{VIDEO_TOKEN})")
 
 
 @dataclass(frozen=True)
@@ -51,15 +47,15 @@ def encode_conversation(processor: TDCProcessor, record: Record) -> Conversation
     for number, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        before = _render(processor, messages[:number], True)
-        after = _render(processor, messages[: number + 1], False)
+        before = processor.apply_chat_template(messages[:number], add_generation_prompt=True)
+        after = processor.apply_chat_template(messages[: number + 1])
         answer = message["content"]
         if not before.startswith(done) or not after.startswith(before + answer):
             raise InputError(
                 "the chat template changes earlier turns when later ones follow, so the answers "
                 "cannot be found in its text; expected a template that only adds"
             )
-        prompt = _prompt_ids(processor, before[len(done) :], first=not done)
+        prompt = processor.prompt_ids(before[len(done) :], first=not done)
         answer_ids = processor.tokenizer(answer, add_special_tokens=False).input_ids
         end_ids = _end_ids(processor, after[len(before) + len(answer) :])
         ids += [*prompt, *answer_ids, *end_ids]
@@ -84,22 +80,6 @@ def _messages(record: Record) -> list[dict[str, Any]]:
             content = [{"type": record.kind}, {"type": "text", "text": turn.text}]
         messages.append({"role": turn.role, "content": content})
     return messages
-
-
-def _render(processor: TDCProcessor, messages: Sequence[dict], prompt: bool) -> str:
-    return processor.apply_chat_template(list(messages), add_generation_prompt=prompt)
-
-
-def _prompt_ids(processor: TDCProcessor, text: str, first: bool) -> list[int]:
-    if first:
-        return processor.prompt_ids(text)  # begins with the tokenizer's first token, if it has one
-    ids: list[int] = []
-    for piece in _PLACEHOLDER.split(text):
-        if _PLACEHOLDER.fullmatch(piece):
-            ids.append(processor.config.media_token_id)
-        elif piece:
-            ids += processor.tokenizer(piece, add_special_tokens=False).input_ids
-    return ids
 
 
 def _end_ids(processor: TDCProcessor, text: str) -> list[int]:

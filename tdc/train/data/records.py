@@ -22,14 +22,13 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from ...errors import InputError
+from ...errors import InputError, listed
 
 logger = logging.getLogger(__name__)
 
 PLACEHOLDER = re.compile(r"<(?:image|video)>")
 _SOUND = re.compile(r"<audio>\n?")  # sound has no place of its own in the prompt
 _ABSENT = ("", "none", "nan")  # how lists made by other tools spell "no medium"
-_NAMED = 3  # bad records named in full before "and N more"
 
 
 @dataclass(frozen=True)
@@ -86,14 +85,13 @@ def read_records(
                 records.append(replace(record, number=len(records)))
             except InputError as error:
                 bad.append(f"{name}: {error}")
+    faults = listed(bad, 3, "; ")
     if bad and on_bad_record == "refuse":
         raise InputError(
-            f"{_listing(bad)}; correct the list, or leave such records out with on_bad_record: skip"
+            f"{faults}; correct the list, or leave such records out with on_bad_record: skip"
         )
     if bad:
-        logger.warning(
-            "%d of %d records left out: %s", len(bad), len(bad) + len(records), _listing(bad)
-        )
+        logger.warning("%d of %d records left out: %s", len(bad), len(bad) + len(records), faults)
     if not records:
         raise InputError(f"no records in {', '.join(map(str, files)) or 'data (it names no file)'}")
     return records
@@ -277,11 +275,6 @@ def _json_line(line: str) -> Any:
 def _name(file: str | os.PathLike[str], number: int, entry: Any) -> str:
     given = entry.get("id") if isinstance(entry, dict) else None
     return f"{file}[{number}]" + (f" (id {given})" if given is not None else "")
-
-
-def _listing(bad: Sequence[str]) -> str:
-    more = f"; and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
-    return "; ".join(bad[:_NAMED]) + more
 
 
 class RecordDataset(Dataset):
