@@ -258,7 +258,7 @@ def test_unknown_backend_in_the_environment(tmp_path):
 
 def test_missing_package_is_named(tdc, clip, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
-    assert "av is not installed; expected pip install" in tdc("segment", clip).refused()
+    assert "av is not installed; it comes with the extra" in tdc("segment", clip).refused()
 
 
 # --- convert -------------------------------------------------------------------------------------

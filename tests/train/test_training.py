@@ -115,7 +115,7 @@ def test_a_missing_package_is_named(config_file, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "peft", None)
     monkeypatch.setattr("tdc.train.find_spec", lambda name: None if name == "peft" else name)
     assert main(["train", "2", "--config", str(config_file)]) == 2
-    assert "peft is not installed; expected pip install" in capsys.readouterr().err
+    assert "peft is not installed; it comes with the extra" in capsys.readouterr().err
 
 
 def test_stage_3_wants_ears(tmp_path):
