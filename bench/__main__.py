@@ -1,210 +1,121 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Time the ops: ``python -m bench [OP ...]``.
+"""Measure ops and whole parts of the model: ``python -m bench [NAME ...] [options]``.
 
-pytest collects ``bench/<op>.py``, one test per case, and pytest-benchmark, where it is installed,
-shows the statistics of every provider (``--benchmark-json=FILE`` and its other options pass
-through). What is written is ``bench/results/<machine>.csv``.
+Without names: all ops. Everybody who is compared takes turns in one process, after their outputs
+were compared; medians with the 20th and 80th percentile go into ``bench/results``.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
-import subprocess
+import ast
+import importlib
+import itertools
+import logging
 import sys
-from collections import Counter
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
-import pytest
 import torch
 
-from bench import providers
-from bench.benchmark import Benchmark, Case
-from bench.report import results
-from bench.timing import ceilings, timers
-from bench.timing import turns as harness
-from bench.timing.timers import Sampler
-from bench.timing.turns import Timing
-from tdc_kernels import registry
+from . import kernels
+from .benchmark import Benchmark, Refused, op_names
+from .report import results
+from .run import Run
 
-BENCH = Path(__file__).parent
-TESTS = BENCH.parent / "tests" / "ops"
-ROUNDS = 5  # at least; more while the budget lasts
+PROG = "python -m bench"
 REFUSED = 3  # exit status
+OTHERS = """
+other commands:
+  python -m bench.compare BASE    the ops of another revision and of this one, in turns
+  python -m bench.gpu --out DIR   everything that a GPU has to say, within minutes
+  python -m bench.report.plots    pictures of the results
+  python -m bench.report.table    tables of docs/benchmarks.md from the results
+  pytest bench/pytest_ops.py      the ops under pytest-benchmark, for its statistics and files
+"""
 
 
-class Run:
-    """The pytest plugin: measures the cases that pytest collects and keeps their rows."""
-
-    def __init__(self, args: argparse.Namespace, path: Path) -> None:
-        self.args, self.path = args, path
-        self.environment = results.environment(harness.load_of_others(), args.device)
-        self.ceilings = ceilings.measure(args.device, tiny=args.tiny)
-        self.rows: dict[str, list[dict[str, Any]]] = {}
-        self.left: Counter[str] = Counter()
-        self.said: list[str] = []
-
-    @pytest.fixture
-    def measure(self, request: pytest.FixtureRequest) -> Callable[[Benchmark, Case], None]:
-        """Times one case; what the tests of ``bench/<op>.py`` ask for."""
-        statistics = None
-        if request.config.pluginmanager.hasplugin("benchmark"):
-            statistics = request.getfixturevalue("benchmark")
-
-        def run(benchmark: Benchmark, case: Case) -> None:
-            case = case.tiny() if self.args.tiny else case
-            try:
-                self._test(benchmark.op)
-                with torch.set_grad_enabled(case.backward):
-                    samplers, times = self._time(benchmark, case)
-            except providers.Refused as error:
-                pytest.exit(f"refused: {error}; nothing of this op is written", REFUSED)
-            if statistics is not None:
-                show(statistics, f"{benchmark.op} {case}", samplers, times)
-            self._keep(benchmark)
-
-        return run
-
-    def _test(self, op: str) -> None:
-        """The op's tests, once: numbers of an op that is wrong are not taken."""
-        if op in self.rows:
-            return
-        self.rows[op] = []
-        if not self.args.untested:
-            reason = failing_tests(op, TESTS)
-            if reason is not None:
-                raise providers.Refused(reason)
-
-    def _time(
-        self, benchmark: Benchmark, case: Case
-    ) -> tuple[dict[str, Sampler], dict[str, Timing]]:
-        device = self.args.device
-        rates = None if self.args.tiny else self.ceilings.matmul
-        prepared = providers.prepare(benchmark, case, device, rates)
-        copies = timers.copies(prepared.args, device)
-        samplers = {n: timers.sampler(call, copies, device) for n, call in prepared.calls.items()}
-        times = {}
-        if samplers:  # else every provider has its reason
-            times = harness.interleave(
-                samplers, ROUNDS, warmup=0, budget_s=self.args.budget, sample=timers.take
-            )
-        overheads = {}
-        if device == "cuda" and case.name == "small":
-            overheads = {
-                name: timers.overhead_us(call, prepared.args)
-                for name, call in prepared.calls.items()
-            }
-        self.rows[benchmark.op] += results.rows(
-            benchmark, case, prepared, samplers, times, self.ceilings, overheads
-        )
-        return samplers, times
-
-    def _keep(self, benchmark: Benchmark) -> None:
-        """Write the op's rows after its last case, if none was left out."""
-        op = benchmark.op
-        self.left[op] -= 1
-        if self.left[op] == 0:
-            note = {"note": "the op's tests were not run"} if self.args.untested else {}
-            rows = [note | row | self.environment for row in self.rows[op]]
-            results.replace(self.path, op, rows)
-            self.said.append(f"{op}: {len(self.rows[op])} rows written to {self.path}")
-
-    @pytest.hookimpl(tryfirst=True)  # before -k leaves cases out
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        self.left.update(item.path.stem for item in items)
-
-    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        for line in self.said or ["nothing written: no op ran with all its cases"]:
-            terminalreporter.write_line(line)
+def catalogue() -> dict[str, str]:
+    """Everything that can be measured, and the first line of its module; nothing is imported."""
+    found = {}
+    for folder in ("ops", "model"):
+        for path in sorted((Path(__file__).parent / folder).glob("*.py")):
+            text = path.read_text(encoding="utf-8")
+            if "\nBENCHMARK = " in text:
+                about = ast.get_docstring(ast.parse(text)) or ""
+                found[path.stem] = about.split("\n\n")[0].replace("\n", " ").replace("``", "")
+    return found
 
 
-def failing_tests(op: str, tests: Path) -> str | None:
-    """Run the op's fast tests in a process of their own. None if they pass, else one line."""
-    files = sorted(tests.glob(f"test_{op}*.py"))
-    if not files:  # an op made of two others is tested with them
-        files = [f for f in sorted(tests.glob("test_*.py")) if f"{op}(" in f.read_text()]
-    if not files:
-        return f"there are no tests of {op} in {tests}"
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not slow", "--no-header"]
-    done = subprocess.run(
-        [*command, "-p", "no:cacheprovider", *map(str, files)],
-        cwd=BENCH.parent,
-        capture_output=True,
-        text=True,
+def parser_of(
+    benchmark: Benchmark, names: list[str], about: str | None, epilog: str = ""
+) -> argparse.ArgumentParser:
+    prog = " ".join([PROG, *names])
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        usage=f"{prog if names else f'{PROG} [NAME ...]'} [options]",
+        description=about,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    if done.returncode == 0:
-        return None
-    lines = (done.stdout + done.stderr).strip().splitlines()
-    failed = [line for line in lines if line.startswith(("FAILED", "ERROR", "E  "))]
-    return f"the tests of {op} do not pass: {(failed or lines or ['no output'])[-1].strip()}"
+    parser.add_argument("--device", choices=benchmark.devices, default="cpu")
+    parser.add_argument("--out", type=Path, default=results.RESULTS, help="folder of the results")
+    parser.add_argument("--dry-run", action="store_true", help="write no results")
+    if benchmark.timed:
+        usual = f"default: {benchmark.rounds or 'as the scale says'}"
+        parser.add_argument("--rounds", type=int, default=benchmark.rounds, help=usual)
+        parser.add_argument("--threads", type=int, default=2, help="of torch (default: 2)")
+    benchmark.options(parser)
+    return parser
 
 
-def show(
-    statistics: Any, group: str, samplers: Mapping[str, Sampler], times: Mapping[str, Timing]
-) -> None:
-    """One line per provider in pytest-benchmark's table and files.
-
-    Its fixture times one function per test; here all providers of a case take turns in one test.
-    Each therefore gets a copy of the fixture, under its own name, with the rounds it had.
-    """
-    for name, timing in times.items():
-        line = copy.copy(statistics)
-        line.name, line.fullname, line.group = name, f"{statistics.fullname}[{name}]", group
-        recorded = line._make_stats(iterations=samplers[name].loops)
-        for seconds in timing.seconds:
-            recorded.update(seconds * samplers[name].loops)
-    statistics._mode = "interleaved"  # used; else a warning says it was not
-
-
-def benchmarks() -> list[str]:
-    """The ops that have a benchmark."""
-    return [op for op in registry.ops() if (BENCH / "ops" / f"{op}.py").exists()]
+def wrong(benchmark: Benchmark, args: argparse.Namespace) -> str | None:
+    """One line about arguments that cannot be served, or None."""
+    if args.device == "cuda" and not torch.cuda.is_available():
+        return "--device cuda: there is no CUDA device"
+    for name in ("rounds", "threads"):
+        value = getattr(args, name, None)
+        if value is not None and value < 1:
+            return f"--{name}: expected at least 1, got {value}"
+    return benchmark.wrong(args)
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, prog="python -m bench")
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("ops", nargs="*", metavar="OP", help=f"of {', '.join(benchmarks())}")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--out", type=Path, default=harness.RESULTS, help="folder of the results")
-    parser.add_argument("--threads", type=int, default=2, help="torch threads (default: 2)")
-    parser.add_argument("--budget", type=float, default=2.0, help="seconds per case (default: 2)")
-    parser.add_argument("--untested", action="store_true", help="do not run the ops' tests before")
-    parser.add_argument("--tiny", action="store_true", help="sizes that mean nothing; needs --out")
-    parser.add_argument("-k", metavar="EXPR", default="", help="a part of the cases, as in pytest")
-    args, rest = parser.parse_known_args(argv)
-    wrong = _wrong(args)
-    if wrong is not None:
-        parser.exit(2, f"{parser.prog}: {wrong}\n")
-    torch.set_num_threads(args.threads)
-    files = [str(BENCH / "ops" / f"{op}.py") for op in args.ops or benchmarks()]
-    run = Run(args, args.out / f"{harness.results_name(args.device)}.csv")
-    options = ["-v", "-k", args.k, "--no-header", "-p", "no:cacheprovider", "--tb=short"]
-    options += ["-W", "ignore::DeprecationWarning"]  # torch's own, while it compiles
-    return pytest.main([*options, *_table_options(), *files, *rest], plugins=[run])
-
-
-def _wrong(args: argparse.Namespace) -> str | None:
-    """One line about arguments that cannot be served, or None."""
-    unknown = [op for op in args.ops if op not in benchmarks()]
+    argv = sys.argv[1:] if argv is None else argv
+    names = list(itertools.takewhile(lambda word: not word.startswith("-"), argv))
+    known = catalogue()
+    unknown = [name for name in names if name not in known]
     if unknown:
-        return f"OP: expected one of {', '.join(benchmarks())}, got {unknown[0]}"
-    if args.device == "cuda" and not torch.cuda.is_available():
-        return "--device cuda: there is no CUDA device"
-    if args.tiny and args.out.resolve() == harness.RESULTS:
-        return "--tiny: its numbers are no results, --out must be another folder"
-    return None
+        sys.stderr.write(f"{PROG}: NAME: expected some of {', '.join(known)}, got {unknown[0]}\n")
+        return 2
+    named_ops = [name for name in names if name in op_names()]
+    parsers = []
+    if named_ops or not names:
+        about = f"{__doc__}\n" + "".join(f"  {name:17} {text}\n" for name, text in known.items())
+        parsers.append((kernels.BENCHMARK, parser_of(kernels.BENCHMARK, named_ops, about, OTHERS)))
+    for name in names:
+        if name not in named_ops:
+            module = importlib.import_module(f"{__package__}.model.{name}")
+            parsers.append((module.BENCHMARK, parser_of(module.BENCHMARK, [name], module.__doc__)))
+    runs = []
+    for benchmark, parser in parsers:  # all of them, before the first is run
+        args = parser.parse_args(argv[len(names) :])
+        args.ops = named_ops or op_names()
+        error = wrong(benchmark, args)
+        if error is not None:
+            parser.exit(2, f"{parser.prog}: {error}\n")
+        runs.append((benchmark, parser.prog, args))
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    return max(run(*one) for one in runs)
 
 
-def _table_options() -> list[str]:
+def run(benchmark: Benchmark, prog: str, args: argparse.Namespace) -> int:
+    if benchmark.timed:
+        torch.set_num_threads(args.threads)
     try:
-        import pytest_benchmark  # noqa: F401
-    except ImportError:
-        return []
-    columns = "--benchmark-columns=min,median,iqr,rounds,iterations"
-    return [columns, "--benchmark-sort=name", "--benchmark-group-by=group"]
+        return (benchmark.run or Run)(benchmark, args).go()
+    except Refused as error:
+        sys.stderr.write(f"{prog}: refused: {error}\n")
+        return REFUSED
 
 
 if __name__ == "__main__":

@@ -1,18 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is measured: an op's cases, their inputs, and the bytes and operations a call needs."""
+"""What is measured. A `Benchmark` gives `Measurement`s, each of them calls that take turns.
+
+The ops of ``bench/ops`` are one benchmark, whose measurements are an op's cases; an `Op` says what
+its inputs are, who takes part, and the bytes and operations that a call needs.
+"""
 
 from __future__ import annotations
 
+import argparse
 import functools
+import importlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import tdc_kernels as tk
+from tdc_kernels import registry
+
+from .timing.turns import Timing, timed
+
+Row = dict[str, Any]
 
 QUERIES = 16  # K, tokens of a compressed frame
 WINDOW = 8  # frames per anchor at most, as released
@@ -23,6 +35,44 @@ PAPER = (224,)
 SMALL = (8,)
 LONG = (2048,)
 RAGGED = (6, 9, 29, 6, 17, 12, 25, 8, 5, 14, 28, 7, 10, 20, 16, 12)
+
+
+class Refused(RuntimeError):
+    """No number of this run is worth reporting."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Calls that take turns. Whoever makes one has compared what the calls compute."""
+
+    title: str
+    record: str  # of the results file, which the rows go to: an op, or a run with its sizes
+    calls: Mapping[str, Any]  # provider -> call without arguments, or whatever ``sample`` takes
+    rows: Callable[[Mapping[str, Timing]], list[Row]]
+    facts: Mapping[str, Any] = field(default_factory=dict)  # of all rows
+    ours: str = "ours"  # the provider that the others are compared with
+    sample: Callable[[Any], tuple[float, float]] = timed  # wall-clock and CPU seconds of a turn
+    rounds: int | None = None  # None: what was asked for
+    warmup: int = 1
+    grad: bool = False
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What ``python -m bench NAME`` runs; the first line of its module says what it is."""
+
+    name: str
+    measurements: Callable[[argparse.Namespace], Iterator[Measurement]] = lambda args: iter(())
+    options: Callable[[argparse.ArgumentParser], object] = lambda parser: None
+    wrong: Callable[[argparse.Namespace], str | None] = lambda args: None
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    timed: bool = True  # it takes rounds and threads
+    rounds: int | None = 3  # None: ``measurements`` knows
+    inference: bool = True  # in torch.inference_mode
+    run: Callable[[Benchmark, argparse.Namespace], Any] | None = None  # None: `bench.run.Run`
+
+
+# ---------------------------------------------------------------- ops
 
 
 @dataclass(frozen=True)
@@ -84,15 +134,15 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Benchmark:
-    """One op's benchmark: everything the harness asks of ``bench/<op>.py``.
+class Op:
+    """Everything that is asked of ``bench/ops/<op>.py``.
 
     Every provider is a function of the same arguments, those of the op. Peers are "release" (the
     authors' way), "eager" (the best natural PyTorch) and, where a compiler prefers another way of
     writing it than eager mode does, "compile".
     """
 
-    op: str
+    name: str
     cases: tuple[Case, ...]
     arguments: Callable[[Case, str], tuple[Any, ...]]  # case and device
     ours: Callable[..., Any]  # the op's arguments and ``backend=``
@@ -107,6 +157,17 @@ class Benchmark:
     as_peer: Mapping[str, Callable[[Case, Tensor], Tensor]] = field(default_factory=dict)
     # The output's gradient by case, peer's name and output. None: ones.
     cotangent: Callable[[Case, str, Tensor], Tensor] | None = None
+
+
+def op_names() -> list[str]:
+    """The ops that have a benchmark."""
+    return [op for op in registry.ops() if (Path(__file__).parent / "ops" / f"{op}.py").exists()]
+
+
+def ops(names: Iterable[str] | None = None) -> list[Op]:
+    """The named ones, or all."""
+    chosen = op_names() if names is None else names
+    return [importlib.import_module(f"{__package__}.ops.{name}").BENCHMARK for name in chosen]
 
 
 def standard_cases(

@@ -10,7 +10,6 @@ off from 1 is noise.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import shutil
@@ -18,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +25,10 @@ from typing import Any
 
 import torch
 
-from bench import providers
-from bench.benchmark import Benchmark
-from bench.timing import ceilings, timers
-from bench.timing import turns as harness
+from . import providers
+from .benchmark import Op, ops
+from .timing import ceilings, machine, timers
+from .timing.turns import interleave
 
 ROOT = Path(__file__).parent.parent
 ROUNDS = 5
@@ -68,13 +67,11 @@ def work(device: str, threads: int, tiny: bool) -> None:
 def _prepare(
     op: str, name: str, device: str, tiny: bool, rates: providers.Rates
 ) -> dict[str, timers.Sampler]:
-    benchmark: Benchmark = importlib.import_module(f"bench.ops.{op}").BENCHMARK
-    case = next(case for case in benchmark.cases if str(case) == name)
+    (found,) = ops([op])
+    case = next(case for case in found.cases if str(case) == name)
     case = case.tiny() if tiny else case
     torch.set_grad_enabled(case.backward)
-    prepared = providers.prepare(benchmark, case, device, rates or None, wanted=CONTROL)
-    copies = timers.copies(prepared.args, device)
-    return {name: timers.sampler(call, copies, device) for name, call in prepared.calls.items()}
+    return providers.prepare(found, case, device, rates or None, CONTROL).samplers(device)
 
 
 # ---------------------------------------------------------------- parent
@@ -173,7 +170,7 @@ def compare(
     labels = {f"{who}\0{provider}": turn for (who, provider), turn in turns.items()}
     if not labels:
         raise RuntimeError("too slow here for every provider")
-    times = harness.interleave(labels, ROUNDS, budget_s=budget_s, sample=sample)
+    times = interleave(labels, ROUNDS, budget_s=budget_s, sample=sample)
     medians = {label: timing.quantile(0.5) for label, timing in times.items()}
     every = dict.fromkeys(provider for s in sides for provider in names[s.name])
     base, head = (s.name for s in sides)
@@ -215,35 +212,28 @@ def main(argv: list[str] | None = None) -> int:
             tree = stack.enter_context(checkout(args.base))
             base = stack.enter_context(side("base", tree / "tdc_kernels", options))
             head = stack.enter_context(side("head", ROOT / "tdc_kernels", options))
-            _table((base, head), _benchmarks(args.ops), args)
+            _table((base, head), ops(args.ops), args)
     except RuntimeError as error:
         sys.stderr.write(f"bench.compare: {error}\n")
         return 1
     return 0
 
 
-def _benchmarks(ops: list[str] | None) -> Mapping[str, Benchmark]:
-    from bench.__main__ import benchmarks
-
-    return {op: importlib.import_module(f"bench.ops.{op}").BENCHMARK for op in ops or benchmarks()}
-
-
-def _table(
-    sides: tuple[Side, Side], chosen: Mapping[str, Benchmark], args: argparse.Namespace
-) -> None:
-    harness.load_of_others()
+def _table(sides: tuple[Side, Side], chosen: list[Op], args: argparse.Namespace) -> None:
+    machine.load_of_others()
     found = {} if args.tiny else ceilings.matmul_rates(args.device)
     rates = {str(dtype).removeprefix("torch."): rate for dtype, rate in found.items()}
     head = f"{'op':17} {'case':36} {'provider':10} {'base ms':>10} {'head ms':>10} {'ratio':>8}"
     sys.stdout.write(head + "\n")
-    for op, benchmark in chosen.items():
-        for case in benchmark.cases:
+    for op in chosen:
+        for case in op.cases:
             if case.name not in args.cases:
                 continue
             try:
-                table = lines(op, str(case), compare(sides, op, str(case), args.budget, rates))
+                found_here = compare(sides, op.name, str(case), args.budget, rates)
+                table = lines(op.name, str(case), found_here)
             except RuntimeError as error:  # an op that one side lacks; the others go on
-                table = [f"{op:17} {case!s:36} {error}"]
+                table = [f"{op.name:17} {case!s:36} {error}"]
             sys.stdout.write("\n".join(table) + "\n")
             sys.stdout.flush()
 

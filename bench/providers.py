@@ -14,10 +14,11 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from bench.benchmark import Benchmark, Case
-from bench.peers import sdpa_backends
-from bench.timing import timers
 from tdc_kernels import registry
+
+from .benchmark import Case, Op, Refused
+from .peers import sdpa_backends
+from .timing import timers
 
 MEMORY = 12e9  # bytes on the CPU; on a GPU four fifths of what is free
 SLOW_S = 1.0  # a provider whose matrix products alone would take longer per call is left out
@@ -38,10 +39,6 @@ Call = Callable[..., Any]
 Rates = Mapping[torch.dtype, float]
 
 
-class Refused(RuntimeError):
-    """No number of this run is worth reporting."""
-
-
 @dataclass
 class Prepared:
     """What takes turns, on which arguments, and who does not and why."""
@@ -51,18 +48,22 @@ class Prepared:
     skipped: dict[str, str] = field(default_factory=dict)
     automatic: str = ""  # our backend that a call without a name takes
 
+    def samplers(self, device: str) -> dict[str, timers.Sampler]:
+        copies = timers.copies(self.args, device)
+        return {name: timers.sampler(call, copies, device) for name, call in self.calls.items()}
 
-def backends(op: str, device: str) -> list[str]:
+
+def backends(name: str, device: str) -> list[str]:
     """Ours that can run here; Triton's interpreter on the CPU is for tests."""
     return [
         row.backend
         for row in registry.table(device)
-        if row.op == op and row.available and (row.backend, device) != ("triton", "cpu")
+        if row.op == name and row.available and (row.backend, device) != ("triton", "cpu")
     ]
 
 
 def prepare(
-    benchmark: Benchmark,
+    op: Op,
     case: Case,
     device: str,
     matmul: Rates | None = None,
@@ -78,29 +79,34 @@ def prepare(
     Raises:
         Refused: an output differs from the reference's.
     """
-    args = benchmark.arguments(case, device)
+    args = op.arguments(case, device)
     if case.backward:
-        for i in benchmark.wrt:
+        for i in op.wrt:
             args[i].requires_grad_()
     prepared = Prepared(args)
-    expected = _expected(benchmark, case, args)
-    for name, call in _candidates(benchmark, case, device).items():
+    expected = _expected(op, case, args)
+    for name, call in _candidates(op, case, device).items():
         if wanted is not None and name not in wanted and name not in registry.backends():
             continue
-        reason = _unaffordable(benchmark, case, name, args, matmul)
-        step = _step(benchmark, case, name, call)
+        reason = _unaffordable(op, case, name, args, matmul)
+        step = _step(op, case, name, call)
         if reason is None:
-            reason = _check(benchmark, case, name, step, args, expected)
+            reason = _check(op, case, name, step, args, expected)
         if reason is None:
             prepared.calls[name] = step
         else:
             prepared.skipped[name] = reason
-    prepared.automatic = _automatic(benchmark, args)
+    prepared.automatic = _automatic(op, args)
     return prepared
 
 
-def _candidates(benchmark: Benchmark, case: Case, device: str) -> dict[str, Call]:
-    peers = dict(benchmark.peers(case))
+def names(op: Op, case: Case, device: str) -> list[str]:
+    """Everybody who takes part in a case."""
+    return list(_candidates(op, case, device))
+
+
+def _candidates(op: Op, case: Case, device: str) -> dict[str, Call]:
+    peers = dict(op.peers(case))
     fusible = peers.pop("compile", peers["eager"])
     if device == "cuda" and "sdpa" in peers:  # on the CPU there is one kernel, and "sdpa" takes it
         peers |= sdpa_backends.PEERS
@@ -109,11 +115,11 @@ def _candidates(benchmark: Benchmark, case: Case, device: str) -> dict[str, Call
         if device == "cuda" and mode == "max-autotune":
             mode += "-no-cudagraphs"  # graphs are captured here, for all providers alike
         peers[name] = torch.compile(fusible, mode=mode, dynamic=False)
-    ours = {name: partial(benchmark.ours, backend=name) for name in backends(benchmark.op, device)}
+    ours = {name: partial(op.ours, backend=name) for name in backends(op.name, device)}
     return peers | ours
 
 
-def _step(benchmark: Benchmark, case: Case, name: str, call: Call) -> Call:
+def _step(op: Op, case: Case, name: str, call: Call) -> Call:
     """What is timed: the call, or the call and its gradient."""
     if not case.backward:
         return call
@@ -123,25 +129,25 @@ def _step(benchmark: Benchmark, case: Case, name: str, call: Call) -> Call:
         out = next(x for x in _outputs(call(*args)) if x.is_floating_point())
         if not cotangent:
             like = torch.ones_like(out)
-            weigh = benchmark.cotangent
+            weigh = op.cotangent
             cotangent.append(like if weigh is None else weigh(case, name, out.detach()))
-        return torch.autograd.grad(out, [args[i] for i in benchmark.wrt], cotangent[0])
+        return torch.autograd.grad(out, [args[i] for i in op.wrt], cotangent[0])
 
     return forward_and_backward
 
 
-def _expected(benchmark: Benchmark, case: Case, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
+def _expected(op: Op, case: Case, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
     """The reference's outputs (or gradients), from half-precision arguments taken to fp32."""
-    if benchmark.expected is not None:
-        return _outputs(_step(benchmark, case, "reference", benchmark.expected)(*args))
+    if op.expected is not None:
+        return _outputs(_step(op, case, "reference", op.expected)(*args))
     wide = [
         a.detach().float().requires_grad_(a.requires_grad)
         if isinstance(a, Tensor) and a.is_floating_point()
         else a
         for a in args
     ]
-    reference = partial(benchmark.ours, backend="reference")
-    return _outputs(_step(benchmark, case, "reference", reference)(*wide))
+    reference = partial(op.ours, backend="reference")
+    return _outputs(_step(op, case, "reference", reference)(*wide))
 
 
 def _outputs(out: Any) -> tuple[Tensor, ...]:
@@ -149,24 +155,24 @@ def _outputs(out: Any) -> tuple[Tensor, ...]:
 
 
 def _unaffordable(
-    benchmark: Benchmark, case: Case, name: str, args: tuple[Any, ...], matmul: Rates | None
+    op: Op, case: Case, name: str, args: tuple[Any, ...], matmul: Rates | None
 ) -> str | None:
     device = next(a for a in args if isinstance(a, Tensor)).device
     room = 0.8 * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else MEMORY
-    usual = benchmark.workspace.get("sdpa", 0) if name in sdpa_backends.KERNELS else 0
-    needed = timers.size(args) * (1 + benchmark.workspace.get(name, usual))
+    usual = op.workspace.get("sdpa", 0) if name in sdpa_backends.KERNELS else 0
+    needed = timers.size(args) * (1 + op.workspace.get(name, usual))
     if needed > room:
         return f"would need {needed / 1e9:.0f} GB of memory, allowed are {room / 1e9:.0f}"
     if matmul is not None and name in ON_TORCH:
         rate = matmul[case.dtype]
-        seconds = benchmark.cost(case).matmul_flops / rate
+        seconds = op.cost(case).matmul_flops / rate
         if seconds > SLOW_S:
             return f"{case.dtype_name} matrix products reach only {rate / 1e9:.1f} GFLOP/s here"
     return None
 
 
 def _check(
-    benchmark: Benchmark,
+    op: Op,
     case: Case,
     name: str,
     step: Call,
@@ -182,12 +188,12 @@ def _check(
         if name in MAY_DECLINE or declined or isinstance(error, torch.OutOfMemoryError):
             return line[:200]
         raise
-    seen_as = benchmark.as_peer.get(name)
+    seen_as = op.as_peer.get(name)
     if seen_as is not None and not case.backward:
         expected = tuple(seen_as(case, x) for x in expected)
     wrong = difference(got, expected, TOLERANCE[case.dtype])
     if wrong is not None:
-        raise Refused(f"{benchmark.op} {case}: {name} differs from the reference: {wrong}")
+        raise Refused(f"{op.name} {case}: {name} differs from the reference: {wrong}")
     return None
 
 
@@ -223,15 +229,15 @@ class _ChosenError(Exception):
     """Ends a call as soon as its backend is chosen."""
 
 
-def _automatic(benchmark: Benchmark, args: tuple[Any, ...]) -> str:
+def _automatic(op: Op, args: tuple[Any, ...]) -> str:
     """The backend that a call without a name takes for these arguments."""
     chosen: list[str] = []
 
-    def announce(op: str, backend: str) -> None:
-        if op == benchmark.op:
+    def announce(announced: str, backend: str) -> None:
+        if announced == op.name:
             chosen.append(backend)
             raise _ChosenError
 
     with mock.patch.object(registry, "_announce", announce), suppress(_ChosenError):
-        benchmark.ours(*args)
+        op.ours(*args)
     return chosen[0]

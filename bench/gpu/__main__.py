@@ -22,15 +22,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 
 import torch
 
-from bench.gpu import steps as gpu_steps
-from bench.gpu import summary as gpu_summary
-from bench.gpu.steps import Machine, Outcome, Step
-from bench.timing import turns as harness
+from ..report import results
+from ..timing import machine as here
+from . import steps as gpu_steps
+from . import summary as gpu_summary
+from .steps import Machine, Outcome, Step
 
 BUDGET_S = 480.0  # commands on a borrowed machine end after ten minutes
 INSTALL_S = 60.0
@@ -80,19 +82,19 @@ def look(device: str, tiny: bool) -> tuple[Machine, str]:
     """What the steps depend on, and a line about it. In a process of its own: this one must not
     hold memory of the GPU while others measure."""
     if device == "cpu":
-        return Machine("cpu", tiny=tiny), f"{harness.machine()}, {_versions()}"
+        return Machine("cpu", tiny=tiny), f"{here.machine()}, {_versions()}"
     code = (
         "import json, torch; p = torch.cuda.get_device_properties(0);"
         "print(json.dumps([p.name, p.major, p.minor, p.total_memory]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     name, major, minor, memory = json.loads(done.stdout)
-    line = f"{name}, {memory / 2**30:.0f} GiB, {harness.machine()}, {_versions()}"
+    line = f"{name}, {memory / 2**30:.0f} GiB, {here.machine()}, {_versions()}"
     return Machine("cuda", gpu_steps.architecture(major, minor), tiny), line
 
 
 def _versions() -> str:
-    found = harness.environment()["versions"]
+    found = here.environment("cpu")["versions"]
     return ", ".join(f"{name} {version}" for name, version in found.items() if version)
 
 
@@ -152,9 +154,9 @@ def main(argv: list[str] | None = None) -> int:
         env = gpu_steps.environment(machine, Path(packages))
 
         def report(outcomes: Sequence[Outcome]) -> None:
-            text = json.dumps({"steps": [o.as_dict() for o in outcomes]}, indent=2)
-            harness.write_whole(out / "steps.json", text + "\n")
-            facts = f"{line}; commit {harness.commit()}; {added}."
+            text = json.dumps({"steps": [asdict(o) for o in outcomes]}, indent=2)
+            results.write(out / "steps.json", text + "\n")
+            facts = f"{line}; commit {here.commit()}; {added}."
             gpu_summary.write(out, facts, outcomes, rehearsal=args.device == "cpu")
 
         steps = gpu_steps.steps(machine, out)

@@ -9,8 +9,6 @@ which no vector load fits. Whatever comes out must be finite.
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,23 +16,19 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from bench.benchmark import Benchmark, Case
 from tdc_kernels import registry
+
+from ..benchmark import Case, Op, ops
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 WIDTHS = (32, 37)
 NAMES = ("paper", "ragged", "blip2")
 
 
-def benchmarks() -> list[Benchmark]:
-    names = [op for op in registry.ops() if importlib.util.find_spec(f"bench.ops.{op}")]
-    return [importlib.import_module(f"bench.ops.{name}").BENCHMARK for name in names]
-
-
-def cases(benchmark: Benchmark) -> Iterator[Case]:
+def cases(op: Op) -> Iterator[Case]:
     """The op's kinds of input, small, in every dtype and width."""
-    kinds = {c.name: c for c in benchmark.cases if c.name in NAMES and not c.backward}
-    half = any(c.dtype != torch.float32 for c in benchmark.cases)
+    kinds = {c.name: c for c in op.cases if c.name in NAMES and not c.backward}
+    half = any(c.dtype != torch.float32 for c in op.cases)
     for case in kinds.values():
         for dtype in DTYPES if half else (torch.float32,):
             for width in WIDTHS:
@@ -42,28 +36,28 @@ def cases(benchmark: Benchmark) -> Iterator[Case]:
                 yield replace(case, dtype=dtype, lengths=lengths, tokens=20, width=width)
 
 
-def run(benchmark: Benchmark, case: Case, device: str, backend: str) -> str | None:
+def run(op: Op, case: Case, device: str, backend: str) -> str | None:
     """None, or why the backend does not take the case.
 
     Raises:
         RuntimeError: an output or a gradient is not finite.
     """
-    args = benchmark.arguments(case, device)
-    for i in benchmark.wrt:
+    args = op.arguments(case, device)
+    for i in op.wrt:
         args[i].requires_grad_()
     try:
-        out = benchmark.ours(*args, backend=backend)
+        out = op.ours(*args, backend=backend)
     except (RuntimeError, NotImplementedError) as error:
         if "cannot run" in str(error):
             return str(error).splitlines()[0]
         raise
     outputs = (out,) if isinstance(out, Tensor) else tuple(out)
     found = [x for x in outputs if x.is_floating_point()]
-    if benchmark.wrt:
+    if op.wrt:
         total = found[0].masked_fill(found[0].isinf(), 0).float().sum()  # +inf between two videos
-        found += torch.autograd.grad(total, [args[i] for i in benchmark.wrt])
+        found += torch.autograd.grad(total, [args[i] for i in op.wrt])
     if any(bool(x.isnan().any()) for x in found):
-        raise RuntimeError(f"{benchmark.op} {case}: NaN")
+        raise RuntimeError(f"{op.name} {case}: NaN")
     return None
 
 
@@ -76,12 +70,12 @@ def main(argv: list[str] | None = None) -> int:
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.exit(2, f"{parser.prog}: --device cuda: there is no CUDA device\n")
     ran = 0
-    for benchmark in benchmarks():
-        for case in cases(benchmark):
-            reason = run(benchmark, case, args.device, args.backend)
+    for op in ops():
+        for case in cases(op):
+            reason = run(op, case, args.device, args.backend)
             ran += reason is None
             note = f": {reason}" if reason else ""
-            sys.stdout.write(f"{benchmark.op} {case} width {case.width}{note}\n")
+            sys.stdout.write(f"{op.name} {case} width {case.width}{note}\n")
     if not ran:
         parser.exit(1, f"{parser.prog}: the backend {args.backend} ran nothing\n")
     return 0

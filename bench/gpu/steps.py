@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +47,6 @@ class Outcome:
     logs: tuple[str, ...] = ()  # relative to the folder of the results
     judges: bool = False
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class Machine:
@@ -80,7 +77,7 @@ def steps(machine: Machine, out: Path) -> list[Step]:
     share the machine among themselves, as nothing is timed meanwhile. What is left goes to the
     second language model, the autotuned compiler, other sizes and gradients, and the pictures.
     """
-    here = [
+    return [
         build(machine),
         ceilings(machine, out),
         ops(machine, out, "ops", "--first", limit_s=100),
@@ -93,7 +90,6 @@ def steps(machine: Machine, out: Path) -> list[Step]:
         ops(machine, out, "ops, all cases", limit_s=300),
         plots(out),
     ]
-    return here
 
 
 def python(module: str, *args: str) -> Command:
@@ -125,22 +121,23 @@ def ops(machine: Machine, out: Path, name: str, *options: str, limit_s: float) -
     """It ends by itself a little before its limit, between two cases."""
     args = ["--out", str(out), "--device", machine.device, f"--seconds={SECONDS}"]
     args += ["--tiny", "--budget", "0"] if machine.tiny else []
-    return Step(name, (python("bench.gpu_ops", *args, *options),), limit_s, least_s=25)
+    return Step(name, (python("bench", *args, *options),), limit_s, least_s=25)
 
 
 def compressor(machine: Machine, out: Path) -> Step:
-    args = ["whole", "--device", machine.device, "--out", str(out)]
+    args = ["compressor", "--part", "whole", "--device", machine.device, "--out", str(out)]
     if machine.tiny:
         args += ["--frames", "28", "--audio-tokens", "0", "--rounds", "1", "--dry-run"]
     else:
         args += ["--dtype", "bfloat16", "--rounds", "5"]
-    return Step("compressor", (python("bench.model.compressor", *args),), 100, 30)
+    return Step("compressor", (python("bench", *args),), 100, 30)
 
 
 def pipeline(machine: Machine, out: Path, llm: str) -> Step:
     scale = "tiny" if machine.tiny else "paper"
-    args = ["--scale", scale, "--llm", llm, "--device", machine.device, "--out", str(out)]
-    return Step(f"pipeline, {llm}", (python("bench.model.pipeline", *args),), 170, 40)
+    args = ["pipeline", "--scale", scale, "--llm", llm]
+    args += ["--device", machine.device, "--out", str(out)]
+    return Step(f"pipeline, {llm}", (python("bench", *args),), 170, 40)
 
 
 def tests(machine: Machine) -> Step:
@@ -299,6 +296,6 @@ def _verdict(
 
 def _what(command: Command) -> str:
     """A command in a word or two: its file or module."""
-    words = [w for w in command[1:] if w.endswith((".py", ".so")) or w.startswith("bench.")]
+    words = [w for w in command[1:] if w.endswith((".py", ".so")) or w.startswith("bench")]
     words += [w for w in command if w in ("memcheck", "racecheck")]
     return words[-1] if words else Path(command[0]).name

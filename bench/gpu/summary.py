@@ -10,17 +10,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import gpu_ops
-from bench.gpu.steps import Outcome
-from bench.report import results, table
-from bench.report.results import Row
-from bench.timing import turns as harness
+from ..report import results
+from ..report.results import DTYPES, PROGRESS, Row, markdown, milliseconds
+from ..report.targets import NOTHING, ON_A_GPU, Found
+from .steps import Outcome
 
-NOTHING = "not measured"
 EVERY = "kernels.md"  # all cases; the summary has those of the paper's size
 # As a video goes through them; what else there is follows.
 STAGES = (
@@ -29,98 +26,32 @@ STAGES = (
 )
 TITLE = "# The kernels and the pipeline on a GPU"
 REHEARSAL = "# A rehearsal on the CPU, at tiny sizes: no number here means anything"
-
-
-@dataclass(frozen=True)
-class Target:
-    """Of an op at the paper's size, forward."""
-
-    op: str
-    against: str  # a provider, "compiled" (the fastest of its modes), "best" or "ceiling"
-    ratio: float
-    words: str
-
-    def value(self, group: Mapping[str, Row]) -> float | None:
-        row = table.ours(group)
-        if row is None or not row["median_ms"]:
-            return None
-        if self.against == "ceiling":
-            return float(row["share"])
-        other = against(group, self.against)
-        return None if other is None else table.milliseconds(other) / table.milliseconds(row)
-
-    def cell(self, group: Mapping[str, Row]) -> str:
-        value = self.value(group)
-        if value is not None and self.against == "ceiling":
-            return verdict(value, self.ratio, f"{value:.0%}")
-        return verdict(value, self.ratio)
-
-
-TARGETS = (
-    Target("frame_similarity", "ceiling", 0.9, "≥ 90 % of the measured read bandwidth"),
-    Target("frame_similarity", "eager", 8, "≥ 8× eager"),
-    Target("frame_similarity", "compiled", 1.5, "≥ 1.5× torch.compile"),
-    Target("anchor_queries", "release", 5, "≥ 5× the authors' way"),
-    Target("pack_context", "release", 10, "≥ 10× the authors' way"),
-    Target("cross_attention", "best", 1.5, "≥ 1.5× the best peer (aim: 2.5×)"),
-)
 LAUNCH_OP = "pack_context"
-# Name in the records, part of it, peer, least ratio, words.
-WHOLE = (
-    *(
-        ("compressor whole", "segmentation and compression", *rest)
-        for rest in (
-            ("release", 30, "compressor ≥ 30× the authors' loop"),
-            ("batched and compiled", 2, "compressor ≥ 2× compiled batched code"),
-        )
-    ),
-    (
-        *("pipeline", "first token, from decoded frames", "release", 1.5),
-        "first token from decoded frames ≥ 1.5× the authors' way",
-    ),
-)
-
-
-def against(group: Mapping[str, Row], who: str) -> Row | None:
-    """The timed row of a provider, or of the fastest of several."""
-    if who == "best":
-        return table.best(group)
-    names = table.COMPILED if who == "compiled" else (who,)
-    found = [group[n] for n in names if n in group and group[n]["median_ms"]]
-    return min(found, key=table.milliseconds, default=None)
-
-
-def verdict(value: float | None, least: float, number: str | None = None) -> str:
-    if value is None:
-        return NOTHING
-    return f"{number or f'{value:.3g}×'} ({'reached' if value >= least else 'missed'})"
 
 
 # ---------------------------------------------------------------- what the steps left
 
 
-@dataclass(frozen=True)
-class Found:
+class Left(Found):
     """The files of one folder."""
 
-    rows: list[Row]  # of the ops
-    records: dict[str, list[dict[str, Any]]]  # of everything else, by name
-    launches: dict[str, int]
-    failed: dict[str, str]
-    not_reached: list[str]
+    def __init__(self, rows: Sequence[Row], records: Mapping[str, list[dict[str, Any]]]) -> None:
+        super().__init__(rows, records)
+        self.launches: dict[str, int] = {}
+        self.failed: dict[str, str] = {}
+        self.not_reached: list[str] = []
 
 
-def read(folder: Path) -> Found:
+def read(folder: Path) -> Left:
     rows = [row for file in results.read_all(folder).values() for row in file]
     records: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(folder.glob("*.json")):
         for name, entry in json.loads(path.read_text()).items():
             if isinstance(entry, dict) and "rows" in entry:
                 records[name] = entry["rows"]
-    path = folder / gpu_ops.PROGRESS
-    runs = json.loads(path.read_text()).values() if path.exists() else ()
-    found = Found(rows, records, {}, {}, [])
-    for run in runs:
+    found = Left(rows, records)
+    path = folder / PROGRESS
+    for run in json.loads(path.read_text()).values() if path.exists() else ():
         found.launches.update(run.get("launches", {}))
         found.failed.update(run.get("failed", {}))
         found.not_reached[:] = run.get("not_reached", [])  # the last run has most of the cases
@@ -130,7 +61,7 @@ def read(folder: Path) -> Found:
 def write(folder: Path, machine: str, outcomes: Sequence[Outcome], *, rehearsal: bool) -> Path:
     """The file appears whole or not at all."""
     found = read(folder)
-    nothing = Found([], {}, {}, {}, [])  # a rehearsal reaches and misses no target
+    nothing = Left([], {})  # a rehearsal reaches and misses no target
     parts = [
         f"{REHEARSAL if rehearsal else TITLE}\n\n{machine}",
         troubles(outcomes, found),
@@ -142,13 +73,13 @@ def write(folder: Path, machine: str, outcomes: Sequence[Outcome], *, rehearsal:
     ]
     every = kernels(found, every=True)
     if every:
-        harness.write_whole(folder / EVERY, every + "\n")
+        results.write(folder / EVERY, every + "\n")
     path = folder / "summary.md"
-    harness.write_whole(path, "\n\n".join(part for part in parts if part) + "\n")
+    results.write(path, "\n\n".join(part for part in parts if part) + "\n")
     return path
 
 
-def troubles(outcomes: Sequence[Outcome], found: Found) -> str:
+def troubles(outcomes: Sequence[Outcome], found: Left) -> str:
     """What went wrong or was left out, before any number."""
     lines = [
         f"- **{o.name}: {o.status}**: {o.reason}{_logs(o)}"
@@ -170,19 +101,12 @@ def _logs(outcome: Outcome) -> str:
 # ---------------------------------------------------------------- tables
 
 
-def targets(found: Found) -> str:
-    groups = table.groups(found.rows)
-    lines = [["what", "target", *table.DTYPES], ["---"] * 4]
-    for name, part, peer, least, words in WHOLE:
-        cells = dict.fromkeys(table.DTYPES, NOTHING)
-        for row in (r for key, rows in found.records.items() if key.startswith(name) for r in rows):
-            if row["part"] == part and "ratios" in row and cells[row["dtype"]] == NOTHING:
-                cells[row["dtype"]] = verdict(row["ratios"].get(peer), least)
-        lines.append([name.split()[0], words, *cells.values()])
-    for target in TARGETS:
-        mine = [groups.get((target.op, "paper", d, "forward"), {}) for d in table.DTYPES]
-        lines.append([f"`{target.op}`", target.words, *map(target.cell, mine)])
-    counts = [found.launches.get(f"{LAUNCH_OP} paper-{d}-forward") for d in table.DTYPES]
+def targets(found: Left) -> str:
+    lines = [["what", "target", *DTYPES], ["---"] * 4]
+    for target in ON_A_GPU:
+        cells = [target.cell(found, dtype, "reached") for dtype in DTYPES]
+        lines.append([target.name, target.words, *cells])
+    counts = [found.launches.get(f"{LAUNCH_OP} paper-{d}-forward") for d in DTYPES]
     said = [NOTHING if n is None else f"{n} ({_one(n)})" for n in counts]
     lines.append([f"`{LAUNCH_OP}`", "one launch", *said])
     return markdown(lines)
@@ -192,7 +116,7 @@ def _one(launches: int) -> str:
     return "reached" if launches == 1 else "missed"
 
 
-def pipelines(found: Found) -> str:
+def pipelines(found: Left) -> str:
     """Per run: seconds of every stage, both ways side by side; the largest model first."""
     runs = [item for item in found.records.items() if item[0].startswith("pipeline")]
     parts = []
@@ -240,7 +164,7 @@ def _stages(ours: Mapping[str, Any], release: Mapping[str, Any]) -> list[list[st
     return lines
 
 
-def compressors(found: Found) -> str:
+def compressors(found: Left) -> str:
     lines = [["compressor", "ours", "others", "×"], ["---", "---:", "---", "---:"]]
     for name, rows in found.records.items():
         for row in rows if name.startswith("compressor") else ():
@@ -251,26 +175,26 @@ def compressors(found: Found) -> str:
     return "## Compressor\n\n" + markdown(lines) if len(lines) > 2 else ""
 
 
-def kernels(found: Found, *, every: bool) -> str:
+def kernels(found: Left, *, every: bool) -> str:
     """Per case (``every`` or those of the paper's size, forward): the least time that the ceilings
     allow, the time, and their ratio; the peers."""
     head = ["op", "case", "dtype", "direction", "floor, ms", "ours, ms", "ours / floor", "backend"]
     head += ["× authors", "× eager", "× compiled", "× best", "the best"]
     lines = [head, ["---"] * 4 + ["---:"] * 3 + ["---"] + ["---:"] * 4 + ["---"]]
-    for key, group in table.groups(found.rows).items():
-        row = table.ours(group)
+    for key, group in found.groups.items():
+        row = results.ours(group)
         usual = key[1] == "paper" and key[3] == "forward"
-        if row is None or not row["median_ms"] or not (every or usual):
+        if row is None or not (every or usual):
             continue
-        one, share = table.milliseconds(row), float(row["share"])
+        one, share = milliseconds(row), float(row["share"])
         floor = [f"{one * share:.4g}", f"{one:.4g}", f"{1 / share:.3g}" if share else ""]
-        peers = [against(group, who) for who in ("release", "eager", "compiled", "best")]
-        cells = ["" if p is None else f"{table.milliseconds(p) / one:.3g}" for p in peers]
+        peers = [results.peer(group, who) for who in ("release", "eager", "compiled", "best")]
+        cells = ["" if p is None else f"{milliseconds(p) / one:.3g}" for p in peers]
         best = peers[-1]["provider"] if peers[-1] is not None else ""
         lines.append([f"`{key[0]}`", *key[1:], *floor, row["provider"], *cells, best])
     if len(lines) == 2:
         return ""
-    first = found.rows[0]
+    first = next(iter(next(iter(found.groups.values())).values()))
     text = (
         f"\n\nCeilings, measured on this machine: {first['read_gb_s']} GB/s reading, "
         f"{first['copy_gb_s']} GB/s copying. Other sizes and gradients: `{EVERY}`."
@@ -286,7 +210,3 @@ def steps(outcomes: Sequence[Outcome]) -> str:
         seconds = f"{o.seconds:.0f}" if o.logs else ""
         lines.append([o.name, o.status, seconds, o.reason, ", ".join(o.logs)])
     return markdown(lines)
-
-
-def markdown(lines: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

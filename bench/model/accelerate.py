@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """``tdc_kernels.accelerate`` on InstructBLIP-Video's Q-Former, full size, random weights.
 
-``python -m bench.model.accelerate`` times the untouched module and the accelerated one in turns,
-forward, and forward and backward, after comparing their outputs, and writes the results file.
+The untouched module and the accelerated one, forward, and forward and backward.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import logging
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -18,12 +17,18 @@ from torch import Tensor, nn
 from transformers import InstructBlipVideoQFormerConfig, InstructBlipVideoQFormerModel
 
 import tdc_kernels
-from bench.timing import turns as harness
 
-TOLERANCE = {
-    torch.float32: 1e-4,
-    torch.bfloat16: 0.1,
-}  # of outputs of about 1
+from ..benchmark import Benchmark, Measurement, Refused
+from ..report import results
+from ..timing.turns import Timing
+
+SIZES = (  # frames, dtype, backward
+    (1, torch.float32, False),
+    (8, torch.float32, False),
+    (8, torch.float32, True),
+    (8, torch.bfloat16, False),
+)
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}  # of outputs of about 1
 
 
 def make(frames: int, dtype: torch.dtype) -> tuple[nn.Module, nn.Module, dict[str, Tensor]]:
@@ -55,51 +60,32 @@ def run(model: nn.Module, inputs: dict[str, Tensor], backward: bool) -> Tensor:
     return out.detach()
 
 
-def measure(frames: int, dtype: torch.dtype, backward: bool, rounds: int) -> dict[str, Any]:
+def measurement(frames: int, dtype: torch.dtype, backward: bool) -> Measurement:
     plain, ours, inputs = make(frames, dtype)
     error = (run(ours, inputs, False) - run(plain, inputs, False)).abs().max().item()
     if not error <= TOLERANCE[dtype]:
-        raise RuntimeError(f"outputs differ by {error:.1e}: no number is worth reporting")
-    times = harness.interleave(
-        {name: partial(run, m, inputs, backward) for name, m in (("plain", plain), ("ours", ours))},
-        rounds,
-    )
-    medians = {name: timing.quantile(0.5) for name, timing in times.items()}
-    return {
+        raise Refused(f"outputs differ by {error:.1e}")
+    facts = {
         "model": "InstructBLIP-Video Q-Former",
         "frames": frames,
         "dtype": str(dtype).removeprefix("torch."),
         "direction": "forward+backward" if backward else "forward",
         "largest_difference": error,
-        "times": {name: timing.summary() for name, timing in times.items()},
-        "speedup": round(medians["plain"] / medians["ours"], 3),
     }
+    calls = {
+        name: partial(run, m, inputs, backward) for name, m in (("plain", plain), ("ours", ours))
+    }
+    title = f"{frames} frames, {facts['dtype']}, {facts['direction']}"
+    return Measurement(title, "accelerate", calls, rows, facts)
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, prog="python -m bench.model.accelerate")
-    parser.add_argument("--rounds", type=int, default=7, help="timed rounds (default: 7)")
-    parser.add_argument("--threads", type=int, default=2, help="torch threads (default: 2)")
-    parser.add_argument("--dry-run", action="store_true", help="do not write the results file")
-    args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    torch.set_num_threads(args.threads)
-    load = harness.load_of_others()
-    rows = []
-    for frames, dtype, backward in (
-        (1, torch.float32, False),
-        (8, torch.float32, False),
-        (8, torch.float32, True),
-        (8, torch.bfloat16, False),
-    ):
-        row = measure(frames, dtype, backward, args.rounds) | {"load_before": load}
-        rows.append(row)
-        ours, plain = (row["times"][name]["median_s"] for name in ("ours", "plain"))
-        what = f"{frames} frames, {row['dtype']}, {row['direction']}"
-        print(f"{what}: {plain:.3f} s before, {ours:.3f} s after, {row['speedup']:.2f}x")
-    if not args.dry_run:
-        print(harness.record("accelerate", rows))
+def rows(times: Mapping[str, Timing]) -> list[dict[str, Any]]:
+    found = results.row(times)
+    return [{"times": found["times"], "speedup": found["ratios"]["plain"]}]
 
 
-if __name__ == "__main__":
-    main()
+def measurements(args: argparse.Namespace) -> Iterator[Measurement]:
+    return (measurement(*size) for size in SIZES)
+
+
+BENCHMARK = Benchmark("accelerate", measurements, devices=("cpu",), rounds=7, inference=False)

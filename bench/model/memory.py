@@ -1,53 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
 """Peak memory of each stage at the paper's widths, weights apart.
 
-``python -m bench.model.memory`` runs every stage in a process of its own on the CPU in fp32 and
-records how far the resident memory rose above what it was with weights and inputs in place. Towers
-are run with two layers: a layer's activations are freed before the next, so depth does not change
-the peak.
+Every stage runs in a process of its own on the CPU in fp32; what is recorded is how far the
+resident memory rose above what it was with weights and inputs in place. Towers have two layers: a
+layer's activations are freed before the next, so depth does not change the peak.
 """
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
-import threading
-import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from typing import Any
 
 import torch
 from transformers import Dinov2Config, SiglipVisionConfig
 
-from bench.benchmark import Case
-from bench.model.compressor import Shape, make_case, ours
-from bench.ops import cross_attention
-from bench.peers import attention as peer_attention
-from bench.timing import turns as harness
 from tdc.encoder.audio_tokens import audio_tokens
 from tdc.encoder.beats import BEATs, BEATsConfig
 from tdc.encoder.connector import SVAConnector
 from tdc.encoder.towers import VisionTower
 
+from ..benchmark import Benchmark, Case, Measurement
+from ..ops import cross_attention
+from ..peers import attention as peer_attention
+from ..timing import timers
+from ..timing.peak import Peak, resident
+from .compressor_case import Shape, make_case, ours
+from .sizes import DINOV2_GIANT, SIGLIP_SO400M
+
 FRAMES = 224
-DINOV2_GIANT: dict[str, Any] = {
-    "hidden_size": 1536,
-    "num_attention_heads": 24,
-    "use_swiglu_ffn": True,
-}
-SIGLIP_SO400M: dict[str, Any] = {
-    "hidden_size": 1152,
-    "intermediate_size": 4304,
-    "num_attention_heads": 16,
-    "image_size": 384,
-    "patch_size": 14,
-}
 
 
 def dinov2(chunk: int) -> Callable[[], Any]:
-    config = Dinov2Config(**DINOV2_GIANT, num_hidden_layers=2, patch_size=14, image_size=518)
+    config = Dinov2Config(**DINOV2_GIANT, num_hidden_layers=2)
     tower = VisionTower(config)
     pixels = torch.randint(256, (chunk, 3, 378, 378), dtype=torch.uint8)
     return lambda: tower(pixels, chunk_size=chunk)
@@ -111,44 +99,20 @@ STAGES: dict[str, tuple[Callable[[int], Callable[[], Any]], int]] = {
 }
 
 
-def resident() -> int:
-    """Bytes resident now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize()
-
-
-def _run(stage: str, chunk: int, pipe: Any) -> None:
+def _run(stage: str, chunk: int) -> tuple[int, int]:
     call = STAGES[stage][0](chunk)
-    before, peak, done = resident(), [0], threading.Event()
-
-    def watch() -> None:
-        while not done.is_set():
-            peak[0] = max(peak[0], resident())
-            time.sleep(0.002)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    with torch.inference_mode():
+    before = resident()
+    with torch.inference_mode(), Peak("cpu") as peak:
         out = call()
-    done.set()
-    watcher.join()
-    tensors = out if isinstance(out, tuple) else (out,)
-    result = sum(t.numel() * t.element_size() for t in tensors if isinstance(t, torch.Tensor))
-    pipe.send((peak[0] - before, result))
+    result = timers.size(out if isinstance(out, tuple) else (out,))
+    return peak.bytes - before, result
 
 
 def measure(stage: str, chunk: int | None = None) -> dict[str, Any]:
     """Peak of one stage above its weights and inputs, result included."""
     chunk = chunk or STAGES[stage][1]
-    context = multiprocessing.get_context("spawn")
-    ours_end, theirs = context.Pipe()
-    process = context.Process(target=_run, args=(stage, chunk, theirs))
-    process.start()
-    while not ours_end.poll(0.2):
-        if not process.is_alive():
-            raise RuntimeError(f"the {stage} stage died with exit code {process.exitcode}")
-    peak, result = ours_end.recv()
-    process.join()
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        peak, result = process.submit(_run, stage, chunk).result()
     return {
         "stage": stage,
         "at_a_time": chunk,
@@ -157,20 +121,18 @@ def measure(stage: str, chunk: int | None = None) -> dict[str, Any]:
     }
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, prog="python -m bench.model.memory")
-    parser.add_argument("stages", nargs="*", default=list(STAGES), help=", ".join(STAGES))
-    parser.add_argument("--dry-run", action="store_true", help="do not write the results file")
-    args = parser.parse_args(argv)
-    rows = [measure(stage) for stage in args.stages]
-    for row in rows:
-        print(
-            f"{row['stage']:17} {row['at_a_time']:4} at a time: peak {row['peak_mb']:6} MB, "
-            f"of which the result {row['result_mb']:6} MB"
-        )
-    if not args.dry_run:
-        print(harness.record("memory", rows))
+def measurements(args: argparse.Namespace) -> Iterator[Measurement]:
+    for stage in args.stage:
+        yield Measurement(stage, "memory", {}, partial(_rows, stage))
 
 
-if __name__ == "__main__":
-    main()
+def _rows(stage: str, _: object) -> list[dict[str, Any]]:
+    return [measure(stage)]
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    stages = list(STAGES)
+    parser.add_argument("--stage", nargs="+", choices=stages, default=stages, help="default: all")
+
+
+BENCHMARK = Benchmark("memory", measurements, options, devices=("cpu",), timed=False)

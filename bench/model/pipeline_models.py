@@ -17,12 +17,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from bench.model import memory
 from tdc.config import RELEASE_BEHAVIOUR, TDCConfig
 from tdc.model import TDCForConditionalGeneration
 from tdc.processor.media_inputs import SAMPLE_RATE
 from tdc.processor.processor import TDCProcessor
 from tdc.testing import byte_tokenizer, character_bert_tokenizer, small_config
+
+from .sizes import DINOV2_GIANT, SIGLIP_SO400M
 
 WITHOUT_AV = "PyAV is not installed"
 HAS_AV = importlib.util.find_spec("av") is not None
@@ -54,11 +55,8 @@ LANGUAGE_MODELS: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
     },
 }
-NO_MARKS = {
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": 0,
-}  # answers never end early
+# Answers never end early.
+NO_MARKS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
 
 
 @dataclass(frozen=True)
@@ -114,13 +112,8 @@ def config(scale: str, llm: str) -> TDCConfig:
     if scale == "tiny":
         return _tiny(text)
     parts: dict[str, Any] = {
-        "siglip_config": {**memory.SIGLIP_SO400M, "num_hidden_layers": 27},
-        "dinov2_config": {
-            **memory.DINOV2_GIANT,
-            "num_hidden_layers": 40,
-            "patch_size": 14,
-            "image_size": 518,
-        },
+        "siglip_config": {**SIGLIP_SO400M, "num_hidden_layers": 27},
+        "dinov2_config": {**DINOV2_GIANT, "num_hidden_layers": 40},
         "qformer_config": {},  # BERT-base
         "audio_config": {"encoder_layers": 12},
     }

@@ -12,25 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.model import pipeline_models
-from bench.model.pipeline_models import QUESTION, SCALES, Scale
-from bench.peers import release_compressor, release_pipeline
 from tdc.encoder.features import VideoFeatures
 from tdc.model import TDCForConditionalGeneration
 from tdc.processor.media_inputs import Medium, load_video, pack_media
 from tdc.processor.processor import TDCProcessor
 from tdc.profiling import now, stage
 
+from ..benchmark import Refused, Row
+from ..peers import release_compressor, release_pipeline
+from . import pipeline_models
+from .pipeline_models import QUESTION, SCALES, Scale
+
 # Largest relative error of a prompt token, and of the first token's logits. Half precision: from
 # the connector on, both round at different places. Seen at the small scale on a CPU: 5e-7 and 4e-7
 # in fp32, 1e-2 and 7e-3 in bf16, with far fewer layers. Another token would be off by 1.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.15}
-
-Row = dict[str, Any]
-
-
-class Refused(RuntimeError):
-    """The two ways do not agree: no number is worth reporting."""
 
 
 @dataclass(frozen=True)

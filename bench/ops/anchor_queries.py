@@ -1,28 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``anchor_queries`` against the authors' pooling and projection for every frame that asks."""
+"""``anchor_queries`` against the authors' pooling and projection per asking frame."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
 import tdc_kernels as tk
-from bench.benchmark import (
+
+from ..benchmark import (
     QFORMER_WIDTH,
     QUERIES,
-    Benchmark,
     Case,
     Cost,
+    Op,
     normal,
     plan,
     standard_cases,
     windows,
 )
-from bench.peers import eager_ops, release_ops
+from ..peers import eager_ops, release_ops
 
 
 def arguments(case: Case, device: str) -> tuple[Any, ...]:
@@ -74,8 +74,8 @@ def cotangent(case: Case, provider: str, out: Tensor) -> Tensor:
     return asked.to(out.device)[:, None, None].expand_as(out).contiguous()
 
 
-BENCHMARK = Benchmark(
-    op="anchor_queries",
+BENCHMARK = Op(
+    name="anchor_queries",
     cases=standard_cases(156, 3584, others=(3072,)),
     arguments=arguments,
     ours=tk.anchor_queries,
@@ -85,8 +85,3 @@ BENCHMARK = Benchmark(
     as_peer={"release": every_asking_frame},
     cotangent=cotangent,
 )
-
-
-@pytest.mark.parametrize("case", BENCHMARK.cases, ids=str)
-def test_anchor_queries(case: Case, measure: Callable[[Benchmark, Case], None]) -> None:
-    measure(BENCHMARK, case)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``cross_attention``, projections of keys and values included, against every way there is in
-PyTorch: the authors' loop, plain products, its attention kernels, its compiler, FlexAttention."""
+"""``cross_attention``, projections included, against every way there is in PyTorch.
+
+The authors' loop, plain products, its attention kernels, its compiler, FlexAttention.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +10,13 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
 import tdc_kernels as tk
-from bench.benchmark import QFORMER_WIDTH, QUERIES, WINDOW, Benchmark, Case, Cost, normal
-from bench.peers import attention
+
+from ..benchmark import QFORMER_WIDTH, QUERIES, WINDOW, Case, Cost, Op, normal
+from ..peers import attention
 
 HEADS, AUDIO = 12, 50
 # 40 of the paper's 224 frames: a call of the plain ways takes half a second then, not three.
@@ -68,29 +70,10 @@ def arguments(case: Case, device: str) -> tuple[Any, ...]:
     )
 
 
-def ours(
-    query: Tensor,
-    visual: Tensor,
-    audio: Tensor | None,
-    w_key: Tensor,
-    b_key: Tensor,
-    w_value: Tensor,
-    b_value: Tensor,
-    num_heads: int,
-    index: Tensor,
-    backend: str | None = None,
-) -> Tensor:
+def ours(query: Tensor, visual: Tensor, audio: Tensor | None, *rest: Any, **options: Any) -> Tensor:
+    names = ("w_key", "b_key", "w_value", "b_value", "num_heads", "index")
     return tk.cross_attention(
-        query,
-        visual,
-        audio,
-        w_key=w_key,
-        b_key=b_key,
-        w_value=w_value,
-        b_value=b_value,
-        num_heads=num_heads,
-        index=index,
-        backend=backend,
+        query, visual, audio, **dict(zip(names, rest, strict=True)), **options
     )
 
 
@@ -128,8 +111,8 @@ def cost(case: Case) -> Cost:
     )
 
 
-BENCHMARK = Benchmark(
-    op="cross_attention",
+BENCHMARK = Op(
+    name="cross_attention",
     cases=cases(),
     arguments=arguments,
     ours=ours,
@@ -138,8 +121,3 @@ BENCHMARK = Benchmark(
     wrt=(0, 1, 3, 5, 6),
     workspace={"eager": 3, "sdpa": 3, "sdpa-math": 3, "flex": 3, "release": 1, "reference": 3},
 )
-
-
-@pytest.mark.parametrize("case", BENCHMARK.cases, ids=str)
-def test_cross_attention(case: Case, measure: Callable[[Benchmark, Case], None]) -> None:
-    measure(BENCHMARK, case)

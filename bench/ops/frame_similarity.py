@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
 import tdc_kernels as tk
-from bench.benchmark import Benchmark, Case, Cost, prefix_sums, standard_cases, video
-from bench.peers import eager_ops, release_ops
+
+from ..benchmark import Case, Cost, Op, prefix_sums, standard_cases, video
+from ..peers import eager_ops, release_ops
 
 SLICE = 64  # pairs per call of the reference, which makes an fp32 copy and a product
 
@@ -51,8 +51,8 @@ def expected(features: Tensor, cu_frames: Tensor | None) -> Tensor:
     return torch.cat([reference(features[i : i + SLICE + 1].float()) for i in firsts])
 
 
-BENCHMARK = Benchmark(
-    op="frame_similarity",
+BENCHMARK = Op(
+    name="frame_similarity",
     cases=standard_cases(576, 1536),
     arguments=arguments,
     ours=tk.frame_similarity,
@@ -62,8 +62,3 @@ BENCHMARK = Benchmark(
     workspace={"release": 3, "reference": 4},
     expected=expected,
 )
-
-
-@pytest.mark.parametrize("case", BENCHMARK.cases, ids=str)
-def test_frame_similarity(case: Case, measure: Callable[[Benchmark, Case], None]) -> None:
-    measure(BENCHMARK, case)

@@ -6,12 +6,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import pytest
 from torch import Tensor
 
 import tdc_kernels as tk
-from bench.benchmark import QUERIES, Benchmark, Case, Cost, normal, plan, standard_cases, windows
-from bench.peers import eager_ops, release_ops
+
+from ..benchmark import QUERIES, Case, Cost, Op, normal, plan, standard_cases, windows
+from ..peers import eager_ops, release_ops
 
 
 def arguments(case: Case, device: str) -> tuple[Any, ...]:
@@ -53,8 +53,8 @@ def cost(case: Case) -> Cost:
     return Cost(read, written, (10 if case.backward else 3) * compressed)
 
 
-BENCHMARK = Benchmark(
-    op="pack_context",
+BENCHMARK = Op(
+    name="pack_context",
     cases=standard_cases(156, 3584, others=(3072,)),
     arguments=arguments,
     ours=ours,
@@ -62,8 +62,3 @@ BENCHMARK = Benchmark(
     cost=cost,
     wrt=(0, 1, 2),
 )
-
-
-@pytest.mark.parametrize("case", BENCHMARK.cases, ids=str)
-def test_pack_context(case: Case, measure: Callable[[Benchmark, Case], None]) -> None:
-    measure(BENCHMARK, case)

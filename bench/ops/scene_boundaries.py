@@ -6,13 +6,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
 import tdc_kernels as tk
-from bench.benchmark import LONG, PAPER, RAGGED, SMALL, Benchmark, Case, Cost, normal, prefix_sums
-from bench.peers import eager_ops, release_ops
+
+from ..benchmark import LONG, PAPER, RAGGED, SMALL, Case, Cost, Op, normal, prefix_sums
+from ..peers import eager_ops, release_ops
 
 
 def arguments(case: Case, device: str) -> tuple[Any, ...]:
@@ -37,16 +37,11 @@ def cost(case: Case) -> Cost:
 
 SIZES = {"paper": PAPER, "small": SMALL, "ragged": RAGGED, "long": LONG}
 
-BENCHMARK = Benchmark(
-    op="scene_boundaries",
+BENCHMARK = Op(
+    name="scene_boundaries",
     cases=tuple(Case(name, lengths, 1, 1) for name, lengths in SIZES.items()),
     arguments=arguments,
     ours=tk.scene_boundaries,
     peers=peers,
     cost=cost,
 )
-
-
-@pytest.mark.parametrize("case", BENCHMARK.cases, ids=str)
-def test_scene_boundaries(case: Case, measure: Callable[[Benchmark, Case], None]) -> None:
-    measure(BENCHMARK, case)

@@ -6,13 +6,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import pytest
 from torch import Tensor
 
 import tdc_kernels as tk
-from bench.benchmark import Benchmark, Case, Cost, prefix_sums, standard_cases, video
-from bench.ops import frame_similarity, scene_boundaries
-from bench.peers import eager_ops, release_ops
+
+from ..benchmark import Case, Cost, Op, prefix_sums, standard_cases, video
+from ..peers import eager_ops, release_ops
+from . import frame_similarity, scene_boundaries
 
 
 def arguments(case: Case, device: str) -> tuple[Any, ...]:
@@ -47,8 +47,8 @@ def expected(features: Tensor, boundaries: int, cu_frames: Tensor | None) -> tup
     return chosen, similarity
 
 
-BENCHMARK = Benchmark(
-    op="segment_scenes",
+BENCHMARK = Op(
+    name="segment_scenes",
     cases=standard_cases(576, 1536, backward=False),  # the gradient is frame_similarity's
     arguments=arguments,
     ours=tk.segment_scenes,
@@ -57,8 +57,3 @@ BENCHMARK = Benchmark(
     workspace={"release": 1, "reference": 4},
     expected=expected,
 )
-
-
-@pytest.mark.parametrize("case", BENCHMARK.cases, ids=str)
-def test_segment_scenes(case: Case, measure: Callable[[Benchmark, Case], None]) -> None:
-    measure(BENCHMARK, case)

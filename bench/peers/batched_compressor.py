@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.peers.release_compressor import CHUNK
 from tdc.compressor.compressor import Compressor
 from tdc.compressor.qformer import CrossAttention, FeedForward, QFormer, QFormerLayer, SelfAttention
+
+from .release_compressor import CHUNK
 
 
 def compiled(model: Compressor) -> Callable[..., Tensor]:

@@ -28,12 +28,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from bench.peers import release_compressor
 from tdc.encoder.beats import BEATs
 from tdc.encoder.connector import SVAConnector, SVALayer, WindowKeysValues
 from tdc.encoder.towers import VisionTower
 from tdc.model import TDCForConditionalGeneration
 from tdc.profiling import stage
+
+from . import release_compressor
 
 SLICE = 64  # frames per call of a tower
 SAMPLE_RATE, SECONDS = 16_000, 10  # of the sound, and of a window of it

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from bench.peers import attention
+from . import attention
 
 KERNELS = {
     "sdpa-flash": SDPBackend.FLASH_ATTENTION,

@@ -18,9 +18,8 @@ import matplotlib.pyplot as plt
 from matplotlib.lines import Line2D
 from PIL import Image
 
-from bench.report import results, table
-from bench.report.results import Row
-from bench.timing import turns as harness
+from . import results, table
+from .results import Row
 
 FOLDER = table.PAGE.parent / "benchmarks"
 DPI = 80
@@ -48,9 +47,9 @@ def speedups(name: str, rows: list[Row], folder: Path) -> list[Path]:
     """One figure per op: a panel per case and dtype, a bar per provider."""
     paths = []
     for op in dict.fromkeys(row["op"] for row in rows):
-        groups = {key: g for key, g in table.groups(rows).items() if key[0] == op}
+        groups = {key: g for key, g in results.groups(rows).items() if key[0] == op}
         cases = list(dict.fromkeys((key[1], key[3]) for key in groups))
-        dtypes = [d for d in table.DTYPES if any(key[2] == d for key in groups)]
+        dtypes = [d for d in results.DTYPES if any(key[2] == d for key in groups)]
         figure, axes = plt.subplots(
             len(cases),
             len(dtypes),
@@ -78,9 +77,9 @@ def _bars(axis: Any, title: str, group: Mapping[str, Row]) -> None:
         return
     if base != "release":
         title += "; 1 = eager"
-    one = table.milliseconds(timed[base])
+    one = results.milliseconds(timed[base])
     for place, (name, row) in enumerate(timed.items()):
-        value = one / table.milliseconds(row)
+        value = one / results.milliseconds(row)
         low, high = one / float(row["p80_ms"]), one / float(row["p20_ms"])
         whiskers = [[max(value - low, 0.0)], [max(high - value, 0.0)]]
         color = COLORS.get(name, "#bbbbbb")
@@ -105,7 +104,7 @@ def _bars(axis: Any, title: str, group: Mapping[str, Row]) -> None:
 
 def roofline(name: str, rows: list[Row], folder: Path) -> Path:
     """Operations per byte against operations per second, under the measured ceilings."""
-    dtypes = [d for d in table.DTYPES if any(row["dtype"] == d for row in rows)]
+    dtypes = [d for d in results.DTYPES if any(row["dtype"] == d for row in rows)]
     ops = list(dict.fromkeys(row["op"] for row in rows if float(row["flops"]) > 0))
     figure, axes = plt.subplots(
         1, len(dtypes), figsize=(5.5 * len(dtypes), 4), squeeze=False, sharey=True
@@ -113,7 +112,7 @@ def roofline(name: str, rows: list[Row], folder: Path) -> Path:
     for axis, dtype in zip(axes[0], dtypes, strict=True):
         _roof(axis, next(row for row in rows if row["dtype"] == dtype))
         for color, op in zip(itertools.cycle(OPS), ops):
-            _points(axis, color, table.groups(rows).get((op, "paper", dtype, "forward"), {}))
+            _points(axis, color, results.groups(rows).get((op, "paper", dtype, "forward"), {}))
         axis.set_xscale("log")
         axis.set_yscale("log")
         axis.set_title(f"the paper's size, {dtype}, forward", fontsize=10)
@@ -146,10 +145,10 @@ def _roof(axis: Any, row: Row) -> None:
 
 def _points(axis: Any, color: str, group: Mapping[str, Row]) -> None:
     for provider, marker in MARKERS.items():
-        row = table.ours(group) if provider == "ours" else group.get(provider)
+        row = results.ours(group) if provider == "ours" else group.get(provider)
         if row is not None and row["median_ms"]:
             intensity = float(row["flops"]) / float(row["bytes"])
-            achieved = float(row["flops"]) / table.milliseconds(row) / 1e6
+            achieved = float(row["flops"]) / results.milliseconds(row) / 1e6
             axis.plot(intensity, achieved, marker, color=color, mec="black", mew=0.5)
 
 
@@ -167,7 +166,7 @@ def _save(figure: Any, path: Path) -> Path:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m bench.report.plots")
-    parser.add_argument("--results", type=Path, default=harness.RESULTS)
+    parser.add_argument("--results", type=Path, default=results.RESULTS)
     parser.add_argument("--out", type=Path, default=FOLDER)
     args = parser.parse_args(argv)
     files = results.read_all(args.results)

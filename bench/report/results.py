@@ -1,27 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The results file of a machine: one row per op, case, dtype, direction and provider."""
+"""The results files of a machine. ``<machine>.csv``: the ops, one row per case and provider;
+``<machine>.json``: everything else, rows under the name of their record."""
 
 from __future__ import annotations
 
 import csv
 import io
-import platform
-import time
-from collections.abc import Iterable, Mapping
-from importlib import metadata
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+from tdc.files import whole_file
+from tdc_kernels import registry
 
-import tdc_kernels
-from bench.benchmark import Benchmark, Case
-from bench.providers import Prepared
-from bench.timing import turns as harness
-from bench.timing.ceilings import Ceilings
-from bench.timing.timers import Sampler
-from bench.timing.turns import Timing
+from ..benchmark import Case, Cost
+from ..providers import Prepared
+from ..timing.ceilings import Ceilings
+from ..timing.machine import environment, machine
+from ..timing.timers import Sampler
+from ..timing.turns import Timing
 
+RESULTS = Path(__file__).parents[1] / "results"
+PROGRESS = "ops.json"  # of a run that goes case by case: what failed or was not reached
 COLUMNS = (
     *("op", "case", "dtype", "direction", "provider"),
     "automatic",  # "yes": the backend of ours that a call without a name takes here
@@ -37,63 +38,53 @@ COLUMNS = (
     *("python", "torch", "triton", "tdc_kernels", "commit", "date"),
 )
 KEY = COLUMNS[:5]
+DTYPES = ("float32", "bfloat16")
+COMPILED = ("compile", "compile-max-autotune")
 
 Row = dict[str, str]
+Group = Mapping[str, Row]  # provider -> its row of one case
 
 
-def environment(load: float, device: str) -> dict[str, Any]:
-    """Where and with what a row was measured."""
+# ---------------------------------------------------------------- rows
+
+
+def where(load: float, device: str) -> dict[str, Any]:
+    """The machine as columns of the CSV."""
+    found = environment(device)
+    versions = found["versions"]
     return {
-        "machine": harness.machine(),
-        "gpu": torch.cuda.get_device_name() if device == "cuda" else "",
-        "threads": torch.get_num_threads(),
-        "load": load,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "triton": _version("triton"),
-        "tdc_kernels": tdc_kernels.__version__,
-        "commit": harness.commit(),
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        **{name: found[name] for name in ("machine", "threads", "python", "commit", "date")},
+        **{"gpu": found["gpu"] or "", "load": load, "torch": versions["torch"]},
+        **{"triton": versions["triton"] or "", "tdc_kernels": versions["tdc-kernels"]},
     }
 
 
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return ""
-
-
-def rows(
-    benchmark: Benchmark,
-    case: Case,
-    prepared: Prepared,
-    samplers: Mapping[str, Sampler],
-    times: Mapping[str, Timing],
-    ceilings: Ceilings,
-    overheads: Mapping[str, float],
-) -> list[dict[str, Any]]:
-    """The rows of one case, without the environment."""
-    cost = benchmark.cost(case)
-    least, bound = ceilings.seconds(cost, case.dtype)
-    common = {
-        "op": benchmark.op,
-        "case": case.name,
-        "dtype": case.dtype_name,
-        "direction": case.direction,
+def of_case(op: str, case: Case, cost: Cost, ceilings: Ceilings) -> dict[str, Any]:
+    """What the rows of one case have in common."""
+    return {
+        **{"op": op, "case": case.name, "dtype": case.dtype_name, "direction": case.direction},
         "bytes": int(cost.read + cost.written),
         "flops": int(cost.flops),
-        "bound": bound,
+        "bound": ceilings.seconds(cost, case.dtype)[1],
         "read_gb_s": _short(ceilings.read / 1e9),
         "copy_gb_s": _short(ceilings.copy / 1e9),
         "matmul_gflop_s": _short(ceilings.matmul[case.dtype] / 1e9),
     }
+
+
+def of_providers(
+    prepared: Prepared,
+    samplers: Mapping[str, Sampler],
+    times: Mapping[str, Timing],
+    cost: Cost,
+    least: float,
+) -> list[dict[str, Any]]:
+    """A row for each provider of a case; ``least``: seconds that the ceilings allow."""
     out = []
     for name, timing in times.items():
         median = timing.quantile(0.5)
         out.append(
-            common
-            | {
+            {
                 "provider": name,
                 "automatic": "yes" if name == prepared.automatic else "",
                 "median_ms": _short(1e3 * median),
@@ -102,18 +93,33 @@ def rows(
                 "rounds": len(timing.seconds),
                 "loops": samplers[name].loops,
                 "timer": samplers[name].timer,
-                "overhead_us": _short(overheads[name]) if name in overheads else "",
                 "gb_s": _short((cost.read + cost.written) / median / 1e9),
                 "share": _short(least / median),
             }
         )
-    return out + [
-        common | {"provider": name, "note": reason} for name, reason in prepared.skipped.items()
-    ]
+    return out + [{"provider": name, "note": why} for name, why in prepared.skipped.items()]
 
 
 def _short(value: float) -> str:
     return f"{value:.5g}"
+
+
+def row(times: Mapping[str, Timing], **facts: Any) -> dict[str, Any]:
+    """Of the JSON file: the times of all, and how many times as long as ours the others took."""
+    one = times["ours"].quantile(0.5)
+    return {
+        **facts,
+        "times": {name: timing.summary() for name, timing in times.items()},
+        "ratios": {n: round(t.quantile(0.5) / one, 3) for n, t in times.items() if n != "ours"},
+    }
+
+
+def of_part(part: str, **facts: Any) -> Callable[[Mapping[str, Timing]], list[dict[str, Any]]]:
+    """Makes the one row of a measurement."""
+    return lambda times: [row(times, part=part, **facts)]
+
+
+# ---------------------------------------------------------------- files
 
 
 def read(path: Path) -> list[Row]:
@@ -123,7 +129,7 @@ def read(path: Path) -> list[Row]:
         return list(csv.DictReader(file))
 
 
-def read_all(folder: Path = harness.RESULTS) -> dict[str, list[Row]]:
+def read_all(folder: Path = RESULTS) -> dict[str, list[Row]]:
     """File name without its ending -> rows, machines without a GPU first."""
     files = {path.stem: read(path) for path in sorted(folder.glob("*.csv"))}
     return dict(sorted(files.items(), key=lambda item: any(row["gpu"] for row in item[1])))
@@ -136,4 +142,69 @@ def replace(path: Path, op: str, rows: Iterable[Mapping[str, Any]]) -> None:
     writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(sorted([*kept, *rows], key=lambda row: row["op"]))  # stable: cases in order
-    harness.write_whole(path, text.getvalue())
+    write(path, text.getvalue())
+
+
+def merge(path: Path, op: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Put the rows of a case where those of the same case were; other cases keep theirs."""
+
+    def case_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
+        return tuple(row[column] for column in KEY[:-1])
+
+    new = {case_of(row) for row in rows}
+    kept = [r for r in read(path) if r["op"] == op and case_of(r) not in new]
+    replace(path, op, [*kept, *rows])
+
+
+def record(name: str, rows: list[dict[str, Any]], folder: Path = RESULTS, dev: str = "cpu") -> Path:
+    """Write the rows of one record into ``folder/<machine>.json`` and keep the other records.
+
+    The file maps a name to ``{"environment": ..., "rows": [...]}``: each carries the versions and
+    the commit it was measured with. The file appears whole or not at all.
+    """
+    path = folder / f"{machine()}.json"
+    found = json.loads(path.read_text()) if path.exists() else {}
+    found[name] = {"environment": environment(dev), "rows": rows}
+    write(path, json.dumps(found, indent=2, sort_keys=True) + "\n")
+    return path
+
+
+def write(path: Path, text: str) -> None:
+    """The file appears whole or not at all; what was there before stays until then."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as part:
+        part.write_text(text, newline="")
+
+
+# ---------------------------------------------------------------- questions to the rows
+
+
+def groups(rows: Iterable[Row]) -> dict[tuple[str, ...], dict[str, Row]]:
+    """Op, case, dtype and direction -> provider -> row, in the order of the file."""
+    found: dict[tuple[str, ...], dict[str, Row]] = {}
+    for row in rows:
+        key = tuple(row[column] for column in KEY[:-1])
+        found.setdefault(key, {})[row["provider"]] = row
+    return found
+
+
+def ours(group: Group) -> Row | None:
+    """The timed row of the backend that a call without a name takes."""
+    return next((r for r in group.values() if r["automatic"] and r["median_ms"]), None)
+
+
+def peer(group: Group, who: str) -> Row | None:
+    """The timed row of a provider; of "compiled" and "best" (all that are not ours) the fastest."""
+    if who == "best":
+        names = [name for name in group if name not in registry.BACKENDS]
+    else:
+        names = [n for n in (COMPILED if who == "compiled" else (who,)) if n in group]
+    return min((group[n] for n in names if group[n]["median_ms"]), key=milliseconds, default=None)
+
+
+def milliseconds(row: Row) -> float:
+    return float(row["median_ms"])
+
+
+def markdown(lines: Iterable[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

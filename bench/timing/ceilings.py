@@ -9,9 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from bench.benchmark import Cost
-from bench.timing import timers
-from bench.timing import turns as harness
+from ..benchmark import Cost
+from . import timers, turns
 
 ROUNDS = 5
 ENOUGH_S = 20e-3  # a matrix product that takes this long is large enough on the CPU
@@ -83,5 +82,5 @@ def _matmul(dtype: torch.dtype, device: str, tiny: bool) -> float:
 def _best(ways: Mapping[str, Callable[[], object]], device: str) -> float:
     """Seconds of the fastest round of the fastest way: a ceiling is what was reached once."""
     samplers = {name: timers.sampler(call, [()], device) for name, call in ways.items()}
-    times = harness.interleave(samplers, ROUNDS, sample=timers.take)
+    times = turns.interleave(samplers, ROUNDS, sample=timers.take)
     return min(min(timing.seconds) for timing in times.values())

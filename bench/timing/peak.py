@@ -3,15 +3,21 @@
 
 from __future__ import annotations
 
+import resource
 import threading
+from pathlib import Path
 from types import TracebackType
 from typing import ClassVar
 
 import torch
 
-from bench.model import memory
-
 INTERVAL_S = 2e-3  # between two looks at the resident memory
+
+
+def resident() -> int:
+    """Bytes resident now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
 
 
 class Peak:
@@ -36,7 +42,7 @@ class Peak:
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
         else:
-            self.bytes = memory.resident()
+            self.bytes = resident()
             self._watcher.start()
         return self
 
@@ -52,8 +58,8 @@ class Peak:
             return
         self._done.set()
         self._watcher.join()
-        self.bytes = max(self.bytes, memory.resident())
+        self.bytes = max(self.bytes, resident())
 
     def _watch(self) -> None:
         while not self._done.wait(INTERVAL_S):
-            self.bytes = max(self.bytes, memory.resident())
+            self.bytes = max(self.bytes, resident())

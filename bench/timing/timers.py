@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from bench.timing import turns as harness
+from . import turns
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class Sampler:
 
 
 def take(sampler: Sampler) -> tuple[float, float]:
-    """For ``harness.interleave``."""
+    """For ``turns.interleave``."""
     return sampler.run()
 
 
@@ -45,12 +45,12 @@ def sampler(call: Call, copies: Sequence[tuple[Any, ...]], device: str) -> Sampl
     if device == "cuda":
         return _cuda_sampler(call, copies)
     bound = functools.partial(call, *copies[0])
-    seconds = harness.timed(bound)[0]  # also the warm-up
+    seconds = turns.timed(bound)[0]  # also the warm-up
     if seconds < 10 * SAMPLE_S:  # one disturbed call must not decide
-        seconds = min(harness.timed(bound)[0] for _ in range(5))
-        seconds = min(harness.timed(bound, loops=_loops(seconds))[0] for _ in range(2))
+        seconds = min(turns.timed(bound)[0] for _ in range(5))
+        seconds = min(turns.timed(bound, loops=_loops(seconds))[0] for _ in range(2))
     loops = _loops(seconds)
-    return Sampler(lambda: harness.timed(bound, loops), "wall", loops)
+    return Sampler(lambda: turns.timed(bound, loops), "wall", loops)
 
 
 def _loops(seconds: float) -> int:
@@ -129,10 +129,10 @@ def overhead_us(call: Call, args: tuple[Any, ...], calls: int = 20, rounds: int 
     """Microseconds of the host per call while the device is not waited for."""
     seconds = []
     for _ in range(rounds):
-        harness.synchronize()
+        turns.synchronize()
         start = time.perf_counter()
         for _ in range(calls):
             call(*args)
         seconds.append((time.perf_counter() - start) / calls)
-    harness.synchronize()
+    turns.synchronize()
     return 1e6 * statistics.median(seconds)

@@ -1,32 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Timing in turns, and a results file that says on what machine and with which versions."""
+"""Timing in turns: whoever is compared takes part in every round."""
 
 from __future__ import annotations
 
 import itertools
-import json
 import logging
-import os
-import platform
-import re
 import statistics
-import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
 
 logger = logging.getLogger(__name__)
 
-RESULTS = Path(__file__).parents[1] / "results"
 MOST_ROUNDS = 200  # of a run that goes by a budget: enough for quantiles
-_SOURCES = (":/", ":(exclude,top)bench/results", ":(exclude,top)docs/benchmarks*")
-_VERSIONS = ("torch", "tdc-kernels", "transformers", "triton", "numpy")
 
 
 @dataclass(frozen=True)
@@ -116,102 +105,6 @@ def timed(call: Callable[[], object], loops: int = 1) -> tuple[float, float]:
     return wall / loops, cpu / loops
 
 
-def load_of_others() -> float:
-    """Processes that wanted a core in the last minute; call it before the first measurement.
-
-    A busy machine does not slow both sides alike: many small calls wait at many more barriers than
-    one large one. The load is written into the results, and a warning says when it matters.
-    """
-    load = round(os.getloadavg()[0], 2)
-    if load > 0.5:
-        logger.warning("load is %.1f before the first measurement: ratios will be off", load)
-    return load
-
-
 def synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-
-
-def environment() -> dict[str, Any]:
-    """Machine, versions, commit and threads of this run."""
-    return {
-        "machine": machine(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "threads": torch.get_num_threads(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "versions": {name: _version(name) for name in _VERSIONS},
-        "commit": commit(),
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-    }
-
-
-def machine() -> str:
-    """CPU model and number of cores as a file name: ``amd-epyc-2-cores``. Never the host's name."""
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE)
-        model = found.group(1) if found else model
-    return f"{_slug(model)}-{os.cpu_count()}-cores"
-
-
-def results_name(device: str) -> str:
-    """Name of the results of this machine's CPU, or of its GPU: the two are never mixed."""
-    return _slug(torch.cuda.get_device_name()) if device == "cuda" else machine()
-
-
-def _slug(name: str) -> str:
-    name = re.sub(r"\((r|tm|c)\)", " ", name, flags=re.IGNORECASE)
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-
-
-def commit() -> str:
-    """Short hash of the checked-out commit; ``+changes`` if files other than results differ."""
-    try:
-        head = _git("rev-parse", "--short=12", "HEAD")
-        return f"{head}+changes" if _git("status", "--porcelain", "--", *_SOURCES) else head
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def _git(*args: str) -> str:
-    done = subprocess.run(
-        ["git", *args], cwd=Path(__file__).parent, check=True, capture_output=True, text=True
-    )
-    return done.stdout.strip()
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def record(benchmark: str, rows: list[dict[str, Any]], folder: Path = RESULTS) -> Path:
-    """Write one benchmark's rows into ``folder/<machine>.json`` and keep the other benchmarks.
-
-    The file maps a benchmark's name to ``{"environment": ..., "rows": [...]}``: each carries the
-    versions and the commit it was measured with. The file appears whole or not at all.
-    """
-    path = folder / f"{machine()}.json"
-    results = json.loads(path.read_text()) if path.exists() else {}
-    results[benchmark] = {"environment": environment(), "rows": rows}
-    write_whole(path, json.dumps(results, indent=2, sort_keys=True) + "\n")
-    return path
-
-
-def write_whole(path: Path, text: str) -> None:
-    """The file appears whole or not at all; what was there before stays until then."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, suffix=".part", delete=False, newline=""
-    ) as part:
-        part.write(text)
-    try:
-        os.chmod(part.name, 0o644)  # temporary files are private by default
-        os.replace(part.name, path)
-    finally:
-        Path(part.name).unlink(missing_ok=True)

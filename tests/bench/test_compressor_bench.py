@@ -3,16 +3,21 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import replace
 
 import pytest
 import torch
 
+from bench.benchmark import Refused
 from bench.model import compressor as bench
+from bench.model import connector
+from bench.model.compressor_case import Shape, make_case
 from bench.peers import release_compressor
+from bench.run import Run
 from tdc.compressor.speedups import Savings
 
-TINY = bench.Shape(
+TINY = Shape(
     frames=40,
     audio_tokens=0,
     boundaries=3,  # scenes longer than the eight frames of a chunk
@@ -44,19 +49,19 @@ TINY = bench.Shape(
     ids=["plain", "sound", "all static", "short scenes"],
 )
 @torch.no_grad()
-def test_both_sides_agree(shape: bench.Shape) -> None:
-    case = bench.make_case(shape)
+def test_both_sides_agree(shape: Shape) -> None:
+    case = make_case(shape)
     agreement = bench.check(case)
-    assert agreement.scenes == min(shape.boundaries + 1, shape.frames)
+    assert agreement["scenes"] == min(shape.boundaries + 1, shape.frames)
 
     result, plain = bench.ours(case), bench.peer(case)
-    judge = bench.peer(case.double())
+    judge = bench.peer(case.to(torch.float64))
     floor = torch.finfo(torch.float32).eps * judge.abs().max()
     assert (result - judge).abs().max() <= 2 * (plain - judge).abs().max() + floor
 
 
 def test_cuts_are_the_scenes_of_the_made_up_video() -> None:
-    case = bench.make_case(TINY)
+    case = make_case(TINY)
     starts = bench.peer_segments(case)
     similarity = torch.cosine_similarity(case.dinov2[:-1].flatten(1), case.dinov2[1:].flatten(1))
     inside = [t for t in range(1, TINY.frames) if t not in starts]
@@ -66,14 +71,14 @@ def test_cuts_are_the_scenes_of_the_made_up_video() -> None:
 
 @torch.no_grad()
 def test_check_refuses_other_cuts_and_other_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    case = bench.make_case(TINY)
+    case = make_case(TINY)
     wrong_tokens = bench.peer(case)
     wrong_tokens[-2, 0] += 1e-3
     monkeypatch.setattr(bench, "peer", lambda case: wrong_tokens)
-    with pytest.raises(RuntimeError, match=r"context tokens differ by 1\.0e-03"):
+    with pytest.raises(Refused, match=r"context tokens differ by 1\.0e-03"):
         bench.check(case)
     monkeypatch.setattr(bench, "peer_segments", lambda case: [0, 1, 2, 3])
-    with pytest.raises(RuntimeError, match="boundaries differ"):
+    with pytest.raises(Refused, match="boundaries differ"):
         bench.check(case)
 
 
@@ -88,10 +93,13 @@ def test_peer_calls_the_qformer_once_per_chunk(monkeypatch: pytest.MonkeyPatch) 
         return out
 
     monkeypatch.setattr(release_compressor, "_qformer", counting)
-    case = bench.make_case(TINY)
+    case = make_case(TINY)
     release_compressor.compress(case.model, case.visual, [0, 1, 18], case.question_ids)
     # 1 frame: no call; 17 frames: 8 + 8 + 1; 22 frames: 8 + 8 + 6; the first of each is static
     assert batches == [7, 7, 7, 7, 5]
+
+
+RUN = Run(bench.BENCHMARK, argparse.Namespace(rounds=2))
 
 
 @torch.inference_mode()
@@ -100,9 +108,38 @@ def test_peer_calls_the_qformer_once_per_chunk(monkeypatch: pytest.MonkeyPatch) 
 def test_parts_measure(part: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every part times what it says, at sizes that mean nothing."""
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    case = bench.make_case(replace(TINY, audio_tokens=7), dtype=dtype)
-    for row in bench.PARTS[part](case, rounds=2):
+    case = make_case(replace(TINY, audio_tokens=7), dtype=dtype)
+    for found in bench.PARTS[part](case):
+        (row,) = RUN.measure(found)
         assert set(row["ratios"]) == set(row["times"]) - {"ours"}
+        assert {t["rounds"] for t in row["times"].values()} == {2}
         assert row["error_of_batched"] < 0.05 if "error_of_batched" in row else True
-        assert bench.describe(row).startswith(row["part"])
+        assert row["shape"]["frames"] == 40 and found.title.startswith(row["part"])
     assert case.model.savings == Savings()
+
+
+@torch.inference_mode()
+def test_a_second_question_follows_one_about_the_same_features(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(bench, "our_context", lambda case, features: asked.append(id(features)))
+    found = next(bench.questions(make_case(TINY)))
+    for call in ("first", "ours"):
+        found.sample(found.calls[call])
+    numbers = [asked.index(number) for number in asked]
+    assert numbers == [0, 1, 2, 1, 1]  # new ones; the timed one stands after its like
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_connector_is_compared_and_timed(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = connector.measurement(TINY, dtype, "cpu", "connector")
+    (row,) = RUN.measure(found)
+    assert set(row["ratios"]) == {"every frame"} and row["max_abs_error"] < 0.05
+    shifted = connector.SVAConnector.token_map
+    monkeypatch.setattr(connector.SVAConnector, "token_map", lambda self: shifted(self) + 1)
+    with pytest.raises(Refused, match="the static frames' tokens differ"):
+        connector.measurement(TINY, dtype, "cpu", "connector")

@@ -9,8 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench.timing import timers
-from bench.timing import turns as harness
+from bench.timing import timers, turns
 
 CALL_S = 10e-6
 
@@ -107,7 +106,7 @@ def test_copies_are_inputs_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_overhead_waits_only_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
-    monkeypatch.setattr(harness, "synchronize", lambda: order.append("wait"))
+    monkeypatch.setattr(turns, "synchronize", lambda: order.append("wait"))
     microseconds = timers.overhead_us(lambda x: order.append(x), ("call",), calls=2, rounds=2)
     assert order == ["wait", "call", "call", "wait", "call", "call", "wait"]
     assert 0 < microseconds < 1000

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 
+from bench import __main__ as bench
 from bench.gpu import __main__ as gpu
 from bench.gpu import steps as gpu_steps
 from bench.gpu import summary as gpu_summary
@@ -124,12 +125,27 @@ def test_the_steps_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for step in steps.values():
         for command in step.commands:
             assert "--tiny" not in command and "tiny" not in command
-    assert steps["pipeline, llama-3.2-3b"].commands[0][3:5] == ("--scale", "paper")
+    assert steps["pipeline, llama-3.2-3b"].commands[0][3:6] == ("pipeline", "--scale", "paper")
     tools = [command[command.index("--tool") + 1] for command in steps["sanitizer"].commands]
     assert tools == ["memcheck", "racecheck"]
     environment = gpu_steps.environment(HOPPER, tmp_path / "packages")
     assert environment["TDC_CUDA_ARCHS"] == "90a"
     assert str(tmp_path / "packages") in environment["PYTHONPATH"].split(os.pathsep)
+
+
+@pytest.mark.parametrize("machine", [HOPPER, REHEARSAL], ids=["gpu", "rehearsal"])
+def test_the_commands_of_the_benchmarks_are_understood(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(bench, "run", lambda benchmark, *_: asked.append(benchmark.name) or 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for step in gpu_steps.steps(machine, tmp_path):
+        for words in step.commands:
+            if words[1:3] == ("-m", "bench"):
+                rest = [word.replace(gpu_steps.SECONDS, "5") for word in words[3:]]
+                assert bench.main(rest) == 0
+    assert asked == ["ops", "ops", "compressor", "pipeline", "ops", "pipeline", "ops"]
 
 
 def test_every_op_is_tested_on_a_gpu() -> None:

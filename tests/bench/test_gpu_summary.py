@@ -4,15 +4,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
-from bench import gpu_ops
+from bench import kernels
 from bench.gpu import summary as gpu_summary
 from bench.gpu.steps import Outcome
 from bench.report import results
-from bench.timing import turns as harness
 
 
 def row(op: str, provider: str, ms: float, share: float = 0.5, **other: str) -> dict[str, Any]:
@@ -31,11 +31,12 @@ def lines(text: str, start: str) -> list[str]:
 def test_targets_are_reached_missed_or_not_measured(tmp_path: Path) -> None:
     mine = [row("frame_similarity", "cuda", 2.0, 0.95), row("frame_similarity", "eager", 15.0)]
     mine += [row("frame_similarity", "compile", 9.0), row("frame_similarity", "release", 90.0)]
-    mine += [row("frame_similarity", gpu_ops.AUTOTUNED, 3.0)]
+    mine += [row("frame_similarity", kernels.AUTOTUNED, 3.0)]
     results.replace(tmp_path / "a-gpu.csv", "frame_similarity", mine)
-    gpu_ops.note(tmp_path, "first", launches={"pack_context paper-bfloat16-forward": 2})
+    counted = {"first": {"launches": {"pack_context paper-bfloat16-forward": 2}}}
+    results.write(tmp_path / results.PROGRESS, json.dumps(counted))
     record = {"part": "first token, from decoded frames", "dtype": "bfloat16"}
-    harness.record("pipeline paper", [record | {"ratios": {"release": 1.49}, **FACTS}], tmp_path)
+    results.record("pipeline paper", [record | {"ratios": {"release": 1.49}, **FACTS}], tmp_path)
     text = gpu_summary.write(tmp_path, "A GPU.", [], rehearsal=False).read_text()
     found = {tuple(c.strip() for c in line.split("|")[2:5]) for line in lines(text, "| ")}
     assert ("≥ 90 % of the measured read bandwidth", "not measured", "95% (reached)") in found
@@ -71,12 +72,12 @@ def test_the_order_is_that_of_importance(tmp_path: Path) -> None:
     times = {"ours": {"median_s": 1.0}, "release": {"median_s": 40.0}}
     whole = {"part": "segmentation and compression", "dtype": "bfloat16", "times": times}
     ratios = {"ratios": {"release": 40.0}}
-    harness.record("compressor whole 224", [whole | ratios], tmp_path)
+    results.record("compressor whole 224", [whole | ratios], tmp_path)
     stages = {"stages_s": {"DINOv2": 1.0}, "decoding_tokens_per_s": 40.0, "peak_mb": 30_000}
     stages |= {"peak_is": "allocated", "dtype": "bfloat16", "first_token_s": 1.0, **FACTS}
     stages.pop("times")
     rows = [stages | {"part": f"stages, {way}", "notes": {}} for way in ("ours", "release")]
-    harness.record("pipeline paper", rows, tmp_path)
+    results.record("pipeline paper", rows, tmp_path)
     late = Outcome("tests", "timed out", 9.0, "too long", ("logs/tests.log",), True)
     text = gpu_summary.write(tmp_path, "A GPU.", [late], rehearsal=False).read_text()
     places = [text.index(w) for w in ("tests: timed out", "## Targets", "## Pipeline")]

@@ -3,15 +3,13 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import replace
 
 import pytest
 import torch
 
 from bench import providers
-from bench.__main__ import benchmarks
-from bench.benchmark import Benchmark, Case, Cost
+from bench.benchmark import Case, Cost, Op, Refused, op_names, ops
 from bench.timing import timers
 from bench.timing.ceilings import Ceilings, measure
 
@@ -19,11 +17,12 @@ PEERS = ("release", "eager")
 SLOW = {torch.float32: 1.0, torch.bfloat16: 1.0}
 
 
-def benchmark(op: str) -> Benchmark:
-    return importlib.import_module(f"bench.ops.{op}").BENCHMARK
+def benchmark(name: str) -> Op:
+    (op,) = ops([name])
+    return op
 
 
-def prepare(found: Benchmark, case: Case, **options) -> providers.Prepared:
+def prepare(found: Op, case: Case, **options) -> providers.Prepared:
     with torch.set_grad_enabled(case.backward):
         return providers.prepare(found, case.tiny(), "cpu", wanted=PEERS, **options)
 
@@ -32,7 +31,7 @@ def prepare(found: Benchmark, case: Case, **options) -> providers.Prepared:
     ("op", "case"),
     [
         pytest.param(op, case, id=f"{op}-{case}")
-        for op in benchmarks()
+        for op in op_names()
         for case in benchmark(op).cases
     ],
 )
@@ -47,14 +46,14 @@ def test_every_op_of_the_task_has_a_benchmark() -> None:
     assert {
         *("frame_similarity", "scene_boundaries", "segment_scenes"),
         *("anchor_queries", "pack_context", "cross_attention"),
-    } <= set(benchmarks())
+    } <= set(op_names())
 
 
 def test_the_interpreter_is_never_timed() -> None:
-    assert not any("triton" in providers.backends(op, "cpu") for op in benchmarks())
+    assert not any("triton" in providers.backends(op, "cpu") for op in op_names())
 
 
-@pytest.mark.parametrize("op", benchmarks())
+@pytest.mark.parametrize("op", op_names())
 def test_a_wrong_output_is_refused(op: str) -> None:
     found = benchmark(op)
 
@@ -67,7 +66,7 @@ def test_a_wrong_output_is_refused(op: str) -> None:
 
         return {**found.peers(case), "eager": shifted}
 
-    with pytest.raises(providers.Refused, match=f"{op} small.*: eager differs from the reference"):
+    with pytest.raises(Refused, match=f"{op} small.*: eager differs from the reference"):
         prepare(
             replace(found, peers=wrong), next(case for case in found.cases if case.name == "small")
         )
@@ -77,7 +76,7 @@ def test_a_wrong_gradient_is_refused() -> None:
     found = benchmark("pack_context")
     case = next(case for case in found.cases if case.backward)
     wrong = replace(found, cotangent=lambda case, name, out: torch.full_like(out, len(name)))
-    with pytest.raises(providers.Refused, match="differs from the reference"):
+    with pytest.raises(Refused, match="differs from the reference"):
         prepare(wrong, case)
 
 

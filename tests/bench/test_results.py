@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from bench.report import plots, results, table
-from bench.timing import turns as harness
 
 SIZES = [("paper", "forward"), ("paper", "forward+backward"), ("small", "forward")]
 
@@ -19,7 +18,7 @@ def rows(op: str, release: float = 30.0, ours: float = 2.0, gpu: str = "") -> li
     """Three cases in both dtypes: ours, eager and the authors', whose bf16 is left out."""
     found = []
     for case, direction in SIZES:
-        for dtype in table.DTYPES:
+        for dtype in results.DTYPES:
             times = {"release": release, "eager": 6.0, "native": ours}
             for provider, ms in times.items():
                 row = dict.fromkeys(results.COLUMNS, "") | {
@@ -81,7 +80,7 @@ def test_the_file_is_written_whole_or_not_at_all(
     def full(*_: object) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(harness.os, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="no space left"):
         results.replace(path, "frame_similarity", rows("frame_similarity", ours=1.0))
     monkeypatch.undo()

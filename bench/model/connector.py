@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The connector, its last layer for every frame or for static frames only.
+
+Most frames are dynamic: the compressor takes them unprojected. On at most 32 frames, of which one
+in eight is static.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from tdc.encoder.connector import SVAConnector
+from tdc.encoder.geometry import kept_box
+
+from .. import providers
+from ..benchmark import Benchmark, Measurement, Refused
+from ..report import results
+from . import compressor_case
+from .compressor_case import WINDOW, Shape
+
+MOST_FRAMES = 32
+
+
+def measurement(shape: Shape, dtype: torch.dtype, device: str, record: str) -> Measurement:
+    torch.manual_seed(0)
+    widths = shape.siglip_width, shape.dinov2_width
+    module = SVAConnector(*widths, shape.connector_width, shape.width).to(device, dtype).eval()
+    frames = min(shape.frames, MOST_FRAMES)
+    siglip, dinov2 = (torch.randn(frames, 576, width).to(device, dtype) for width in widths)
+    box = kept_box(384, 384, module.output_grid)
+
+    def every() -> Tensor:
+        return module.frame_tokens(module.grid_tokens(siglip, dinov2), box)
+
+    def static() -> Tensor:
+        grid = module.grid_tokens(siglip, dinov2, project=False)
+        hidden = module.unprojected_frame_tokens(grid, box)
+        return torch.nn.functional.linear(hidden[::WINDOW], module.token_map())
+
+    got, expected = static(), every()[::WINDOW]
+    wrong = providers.difference((got,), (expected,), providers.TOLERANCE[dtype])
+    if wrong is not None:
+        raise Refused(f"the static frames' tokens differ: {wrong}")
+    facts = compressor_case.facts_of(shape, dtype)
+    facts["max_abs_error"] = (got - expected).abs().max().item()
+    part = f"connector of {frames} frames, last layer for static ones only"
+    calls = {"ours": static, "every frame": every}
+    return Measurement(f"{part}, {facts['dtype']}", record, calls, results.of_part(part), facts)
+
+
+def measurements(args: argparse.Namespace) -> Iterator[Measurement]:
+    record = compressor_case.record_of("connector", args)
+    shape, dtype = compressor_case.shape_of(args), getattr(torch, args.dtype)
+    yield measurement(shape, dtype, args.device, record)
+
+
+BENCHMARK = Benchmark("connector", measurements, compressor_case.options)
