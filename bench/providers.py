@@ -100,11 +100,6 @@ def prepare(
     return prepared
 
 
-def names(op: Op, case: Case, device: str) -> list[str]:
-    """Everybody who takes part in a case."""
-    return list(_candidates(op, case, device))
-
-
 def _candidates(op: Op, case: Case, device: str) -> dict[str, Call]:
     peers = dict(op.peers(case))
     fusible = peers.pop("compile", peers["eager"])

@@ -22,7 +22,11 @@ CASES = [
     pytest.param(op, case, provider, id=f"{op.name}-{case}-{provider}")
     for op in ops()
     for case in op.cases
-    for provider in providers.names(op, case, "cpu")
+    for provider in (
+        *(peer for peer in op.peers(case) if peer != "compile"),
+        *providers.COMPILE_MODES,
+        *providers.backends(op.name, "cpu"),
+    )
 ]
 
 failing_tests = functools.cache(kernels.failing_tests)

@@ -84,6 +84,11 @@ def test_a_run_writes_the_rows_of_its_op(
     assert next(line for line in table if line.split()[0] == ours).split()[-1] == "1"
 
 
+# A process that imports torch and its compiler takes five seconds of CPU before it does anything.
+IN_A_PROCESS = pytest.mark.slow
+
+
+@IN_A_PROCESS
 def test_torch_is_enough(tmp_path: Path) -> None:
     """As a command, in a process of its own, which finds nothing else."""
     code = (
@@ -219,6 +224,8 @@ def test_pytest_benchmark_gets_a_group_per_case(
     case = next(c for c in op.cases if c.backward).tiny()
     monkeypatch.setattr(pytest_ops, "failing_tests", lambda *_: None)
     pytest_ops.test_op(op, case, "eager", fixture)
+    timed = {mark.values[2] for mark in pytest_ops.CASES if mark.values[0] is op}
+    assert timed == set(providers._candidates(op, case, "cpu"))
     assert fixture.group == f"pack_context {case}"
     assert fixture.disabled or fixture.stats.stats.rounds == pytest_ops.ROUNDS
     monkeypatch.setattr(pytest_ops, "failing_tests", lambda *_: "they fail")
@@ -287,6 +294,7 @@ class Here:
         return {"providers": list(self.samplers)}
 
 
+@IN_A_PROCESS
 def test_both_sides_take_turns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
