@@ -122,12 +122,9 @@ class TDCForConditionalGeneration(PreTrainedModel, GenerationMixin):
             media: the processor's media inputs, see :meth:`VideoEncoder.forward`.
 
         Returns:
-            Features for any number of :meth:`build_context` calls. Unless gradients are wanted,
-            frames stay before the visual projector's last layer: ``features.tokens()`` has them
-            behind it.
+            Features for any number of :meth:`build_context` calls.
         """
-        project = not self.compressor.savings.fold_projector
-        return self.video_encoder(keep_dinov2=keep_dinov2, project=project, **media)
+        return self.video_encoder(keep_dinov2=keep_dinov2, **media)
 
     @stage("compressor")
     def build_context(
@@ -150,7 +147,7 @@ class TDCForConditionalGeneration(PreTrainedModel, GenerationMixin):
         plan = None
         if features.num_videos:
             plan = self._plan(features, max_tokens)
-            device = features.visual.device
+            device = features.device
             if not config.question_in_compressor:
                 question_ids = None
             packed, _ = self.compressor(

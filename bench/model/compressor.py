@@ -30,9 +30,9 @@ from tdc.compressor.speedups import Savings
 from tdc.config import TDCConfig
 from tdc.encoder.connector import SVAConnector
 from tdc.encoder.features import VideoFeatures
-from tdc.encoder.geometry import kept_box
 from tdc.encoder.segment import Segmentation, segment
 from tdc.encoder.video_encoder import VideoEncoder
+from tdc.encoder.visual_tokens import VisualTokens
 from tdc_kernels import plan_context
 
 WINDOW = release_compressor.CHUNK
@@ -154,7 +154,7 @@ def our_features(case: Case) -> VideoFeatures:
     """Segmentation included; the tokens are the case's own."""
     shape, cuts = case.shape, our_segments(case)
     return VideoFeatures(
-        visual=case.visual,
+        visual=VisualTokens(case.visual),
         visual_lengths=(shape.visual_tokens,) * shape.frames,
         segmentation=cuts,
         times=tuple(float(t) for t in range(shape.frames)),
@@ -286,7 +286,7 @@ def questions(case: Case, rounds: int) -> list[dict[str, Any]]:
         features = make()
 
         def first(make: Callable[[], VideoFeatures] = make) -> Tensor:
-            case.model.prepared.clear()
+            case.model.cache.clear()
             return our_context(case, make())
 
         def second(features: VideoFeatures = features) -> Tensor:
@@ -323,7 +323,7 @@ def _from_towers(case: Case) -> Callable[[], VideoFeatures]:
         audio = [(case.audio, [shape.audio_tokens] * shape.frames)]
     times = [float(t) for t in range(shape.frames)]
     media = ([shape.frames], [(384, 384)], [True], times, audio)
-    return lambda: encoder.encode_features(siglip, case.dinov2, *media, project=False)
+    return lambda: encoder.encode_features(siglip, case.dinov2, *media)
 
 
 def connector(case: Case, rounds: int) -> list[dict[str, Any]]:
@@ -334,16 +334,13 @@ def connector(case: Case, rounds: int) -> list[dict[str, Any]]:
     widths = shape.siglip_width, shape.dinov2_width
     module = SVAConnector(*widths, shape.connector_width, shape.width).to(dtype).eval()
     frames = min(shape.frames, 32)
-    siglip, dinov2 = (torch.randn(frames, 576, width).to(dtype) for width in widths)
-    box = kept_box(384, 384, module.output_grid)
+    towers = [torch.randn(frames, 576, width).to(dtype) for width in widths]
 
     def every() -> Tensor:
-        return module.frame_tokens(module.grid_tokens(siglip, dinov2), box)
+        return module(*towers, (384, 384)).final()
 
     def static() -> Tensor:
-        grid = module.grid_tokens(siglip, dinov2, project=False)
-        hidden = module.unprojected_frame_tokens(grid, box)
-        return torch.nn.functional.linear(hidden[::WINDOW], module.token_map())
+        return module(*towers, (384, 384)).final(torch.arange(0, frames, WINDOW))
 
     error = (static() - every()[::WINDOW]).abs().max().item()
     times = harness.interleave({"ours": static, "every frame": every}, rounds)

@@ -3,7 +3,7 @@
 
 Inside the Q-Former nobody else reads frame tokens, so a linear map in front of the cross-attention
 can be taken into its weights: ``W_k (P x + b) = [W_k P | W_k b] [x; 1]``. The audio projection is
-one such map, the visual projector's last layer (``VideoFeatures.token_map``) another. Folding costs
+one such map, the visual projector's last layer (``VisualTokens.token_map``) another. Folding costs
 one product of weights and is done once per load; where gradients are wanted the maps are applied.
 """
 
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..encoder.features import VideoFeatures
-from ..tensor_cache import Prepared
+from ..tensor_cache import TensorCache
 from .qformer import CrossAttention
 from .speedups import Savings
 
@@ -37,7 +37,7 @@ class FrameTokens:
             sound.
         blocks: the cross-attentions.
         savings: which savings to take.
-        prepared: where folded weights are kept; None where gradients are wanted, which also means
+        cache: where folded weights are kept; None where gradients are wanted, which also means
             that nothing is folded.
     """
 
@@ -47,27 +47,24 @@ class FrameTokens:
         audio_proj: nn.Linear | None,
         blocks: Sequence[CrossAttention],
         savings: Savings,
-        prepared: Prepared | None,
+        cache: TensorCache | None,
     ) -> None:
         self.features: VideoFeatures | None = features
         self.audio_proj = audio_proj
         self.blocks = blocks
-        self.prepared = prepared
+        self.cache = cache
         self.savings = savings
-        self.token_map = features.token_map
-        self.visual, self.audio = features.visual, features.audio if audio_proj else None
-        self.visual_lengths = lengths_tensor(features.visual_lengths, features.visual)
+        self.token_map = features.visual.token_map
+        self.visual, self.audio = features.visual.values, features.audio if audio_proj else None
+        self.visual_lengths = lengths_tensor(features.visual_lengths, self.visual)
         self.audio_lengths = None
         self.of_visual: list[Pair] | None = None
         self.of_audio: list[Pair] | None = None
-        if features.token_map is not None:
-            if prepared is not None and savings.fold_projector:
-                self.of_visual = self._folded("visual", features.token_map, None)
-            else:
-                self.visual = features.tokens(dtype=blocks[0].key.weight.dtype)
+        if self.token_map is not None:
+            self.of_visual = self._folded("visual", self.token_map, None)
         if self.audio is not None and audio_proj is not None:
             self.audio_lengths = lengths_tensor(features.audio_lengths, self.audio)
-            if prepared is not None and savings.fold_audio:
+            if cache is not None and savings.fold_audio:
                 self.of_audio = self._folded("audio", audio_proj.weight, audio_proj.bias)
                 self.audio = self._kept("audio tokens", [self.audio], self._with_ones)
             else:
@@ -87,7 +84,7 @@ class FrameTokens:
 
     def look(self, index: Tensor) -> Look:
         """Cross-attention of rows over the frames ``index [M]``."""
-        if self.savings.joint_keys_values and self.prepared is not None:
+        if self.savings.joint_keys_values and self.cache is not None:
             return self._look_at_keys_values(index)
         rows = {
             "index": index,
@@ -114,10 +111,10 @@ class FrameTokens:
         return [(block.key.weight, block.value.weight) for block in self.blocks]
 
     def _kept(self, name: str, sources: Sequence[Tensor], compute: Callable[[], Any]) -> Any:
-        assert self.prepared is not None
+        assert self.cache is not None
         if not self.savings.cache:
             return compute()
-        return self.prepared.get(name, sources, compute)
+        return self.cache.get(name, sources, compute)
 
     def _folded(self, name: str, weight: Tensor, bias: Tensor | None) -> list[Pair]:
         """Weights of all blocks for tokens that the map ``weight``, ``bias`` is still before; the
@@ -136,10 +133,10 @@ class FrameTokens:
                 for key, value in self._own()
             ]
 
-        assert self.prepared is not None
+        assert self.cache is not None
         own = [w for pair in self._own() for w in pair]
         sources = [weight, *([] if bias is None else [bias]), *own]
-        return self.prepared.get(f"{name} weights", sources, compute)
+        return self.cache.get(f"{name} weights", sources, compute)
 
     def _with_ones(self) -> Tensor:
         """``[F, Na, Ca]`` with a column of ones behind, padded with zeros."""
@@ -158,9 +155,9 @@ class FrameTokens:
 
     def _kept_keys_values(self, index: Tensor) -> tuple[list[Pair], Tensor | None]:
         """Per block keys and values ``[M, N, Dq]``, and which of the N tokens count (None: all)."""
-        assert self.prepared is not None and self.features is not None
+        assert self.cache is not None and self.features is not None
         features = self.features
-        tokens = [x for x in (features.visual, features.audio, features.token_map) if x is not None]
+        tokens = [x for x in (*features.visual.tensors(), features.audio) if x is not None]
         layers = [m for block in self.blocks for m in (block.key, block.value)]
         layers += [] if self.audio_proj is None else [self.audio_proj]
         sources = [*tokens, *(p for layer in layers for p in layer.parameters())]
@@ -190,7 +187,7 @@ class FrameTokens:
         if not self.savings.cache:
             return compute()
         key = (tuple(index.tolist()), features.visual_lengths, features.audio_lengths)
-        return self.prepared.get("keys and values", sources, compute, key)
+        return self.cache.get("keys and values", sources, compute, key)
 
 
 def _in_parts(tokens: Tensor, index: Tensor, weight: Tensor, frames: int = 16) -> Tensor:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,9 +17,9 @@ from .audio_tokens import audio_tokens
 from .beats import BEATs, BEATsConfig
 from .connector import SVAConnector, frame_position_table
 from .features import VideoFeatures
-from .geometry import kept_box
 from .segment import segment
 from .towers import VisionTower
+from .visual_tokens import VisualTokens
 
 
 class VideoEncoder(nn.Module):
@@ -71,7 +72,6 @@ class VideoEncoder(nn.Module):
         waveforms: Tensor | None = None,
         waveform_lengths: Sequence[int] | Tensor | None = None,
         keep_dinov2: bool = False,
-        project: bool = True,
     ) -> VideoFeatures:
         """Encode a batch of videos and images.
 
@@ -86,9 +86,6 @@ class VideoEncoder(nn.Module):
                 (the released audio alignment counts in them); default: the last frame's second.
             waveforms: fp32 ``[media, samples]`` at 16 kHz, zero-padded; None without sound.
             waveform_lengths: samples of each medium, 0 = no sound.
-            project: False leaves the visual projector's last layer to whoever reads the tokens of
-                videos (``VideoFeatures.token_map``), where gradients are not wanted and no frame
-                positions are added.
         """
         if self.siglip is None or self.dinov2 is None:
             raise InputError(
@@ -122,7 +119,6 @@ class VideoEncoder(nn.Module):
             _floats(frame_times),
             audio,
             keep_dinov2=keep_dinov2,
-            project=project,
         )
 
     def encode_audio(
@@ -171,7 +167,6 @@ class VideoEncoder(nn.Module):
         audio: Sequence[tuple[Tensor, list[int]] | None] | None = None,
         *,
         keep_dinov2: bool = False,
-        project: bool = True,
     ) -> VideoFeatures:
         """The same from tower outputs.
 
@@ -180,17 +175,17 @@ class VideoEncoder(nn.Module):
             audio: per medium what :meth:`encode_audio` returns.
         """
         config = self.config
-        project = project or config.frame_positions is not None or torch.is_grad_enabled()
         with stage("connector"):
             tokens = self._all_frame_tokens(
-                siglip, dinov2, media_frames, media_sizes, media_is_video, project
+                siglip, dinov2, media_frames, media_sizes, media_is_video
             )
         videos = [i for i, is_video in enumerate(media_is_video) if is_video]
         rows = [r for i in videos for r in _range(media_frames, i)]
         cu_frames = [0]
         for i in videos:
             cu_frames.append(cu_frames[-1] + media_frames[i])
-        visual, lengths = _pad_stack([tokens[i] for i in videos], siglip, self.config.hidden_size)
+        visual = [tokens[i] for i in videos]
+        nothing = VisualTokens(siglip.new_zeros(0, 0, config.hidden_size))
         video_dinov2 = dinov2 if len(rows) == len(dinov2) else dinov2[rows]
         sound, sound_lengths = self._stack_audio(audio, videos, media_frames)
         with stage("segmentation"):
@@ -198,18 +193,19 @@ class VideoEncoder(nn.Module):
                 video_dinov2.detach(), config.num_scenes, cu_frames, config.similarity_threshold
             )
         return VideoFeatures(
-            visual=visual,
-            visual_lengths=lengths,
+            visual=VisualTokens.join(visual) if visual else nothing,
+            visual_lengths=tuple(t.values.shape[1] for t in visual for _ in t.values),
             segmentation=segmentation,
             times=tuple(float(frame_times[r]) for r in rows),
             audio=sound,
             audio_lengths=sound_lengths,
             images=tuple(
-                t[0] for t, is_video in zip(tokens, media_is_video, strict=True) if not is_video
+                t.final()[0]
+                for t, is_video in zip(tokens, media_is_video, strict=True)
+                if not is_video
             ),
             kinds=tuple("video" if is_video else "image" for is_video in media_is_video),
             dinov2=video_dinov2 if keep_dinov2 else None,
-            token_map=None if project or not videos else self.connector.token_map(),
         )
 
     def _all_frame_tokens(
@@ -219,15 +215,14 @@ class VideoEncoder(nn.Module):
         media_frames: Sequence[int],
         media_sizes: Sequence[Sequence[int]],
         media_is_video: Sequence[bool],
-        project: bool,
-    ) -> list[Tensor]:
-        """``[L, N, D]`` tokens of each medium. Media of one kind and size are cropped alike, so all
+    ) -> list[VisualTokens]:
+        """``[L, N, W]`` of each medium. Media of one kind and size are cropped alike, so all
         of them go through the connector in one call."""
         groups: dict[tuple[Any, ...], list[int]] = {}
         for medium, (size, is_video) in enumerate(zip(media_sizes, media_is_video, strict=True)):
             groups.setdefault((*size, is_video), []).append(medium)
         towers = [x.split(list(media_frames)) for x in (siglip, dinov2)]
-        tokens: dict[int, Tensor] = {}
+        tokens: dict[int, VisualTokens] = {}
         for (width, height, is_video), members in groups.items():
             frames = [media_frames[medium] for medium in members]
             if len(groups) == 1:
@@ -237,8 +232,9 @@ class VideoEncoder(nn.Module):
             else:
                 pair = [torch.cat([tower[medium] for medium in members]) for tower in towers]
             size = (width, height)
-            made = self._frame_tokens(pair[0], pair[1], frames, size, is_video, project)
-            tokens |= zip(members, made.split(frames), strict=True)
+            made = self._frame_tokens(pair[0], pair[1], frames, size, is_video)
+            for medium, values in zip(members, made.values.split(frames), strict=True):
+                tokens[medium] = replace(made, values=values)
         return [tokens[medium] for medium in range(len(media_frames))]
 
     def _frame_tokens(
@@ -248,32 +244,20 @@ class VideoEncoder(nn.Module):
         frames: Sequence[int],
         size: Sequence[int],
         is_video: bool,
-        project: bool,
-    ) -> Tensor:
-        """``[F, N, D]`` tokens of media with so many ``frames`` each; of videos without ``project``
-        ``[F, N, W]``, for the connector's ``token_map``."""
-        config = self.config
+    ) -> VisualTokens:
+        """``[F, N, W]`` of media with so many ``frames`` each."""
+        config, connector = self.config, self.connector
         width, height = size
         if is_video and config.video_size_order == "hw":
             width, height = height, width
-        connector = self.connector
         dtype = connector.image_newline.dtype
-        project = project or not is_video
-        grid = connector.grid_tokens(
-            siglip.to(dtype),
-            dinov2.to(dtype),
-            connector.window_mask(width, height),
-            chunk_size=_chunk_size(config),
-            project=project,
-        )
-        box = kept_box(width, height, config.frame_grid)
-        if not project:
-            return connector.unprojected_frame_tokens(grid, box)
-        positions = None
-        if config.frame_positions is not None:
-            number = torch.cat([torch.arange(count, device=grid.device) for count in frames])
-            positions = frame_position_table(number, grid.shape[-1], config.frame_positions)
-        return connector.frame_tokens(grid, box, positions)
+        tokens = connector(siglip.to(dtype), dinov2.to(dtype), (width, height), _chunk_size(config))
+        if config.frame_positions is None:
+            return tokens
+        final = tokens.final()
+        number = torch.cat([torch.arange(count, device=final.device) for count in frames])
+        positions = frame_position_table(number, final.shape[-1], config.frame_positions)
+        return VisualTokens(final + positions.to(final)[:, None])
 
     def _stack_audio(
         self,
@@ -303,20 +287,6 @@ def _chunk_size(config: TDCConfig) -> int:
     against 337 ms, one thread)."""
     size = config.tower_grid**2 * config.connector_hidden_size
     return min(64, max(16, 16 * 576 * 1024 // size))
-
-
-def _pad_stack(
-    tokens: Sequence[Tensor], like: Tensor, width: int
-) -> tuple[Tensor, tuple[int, ...]]:
-    """``[F, N_max, D]`` of all videos and each frame's own N."""
-    if not tokens:
-        return like.new_zeros(0, 0, width), ()
-    lengths = tuple(t.shape[1] for t in tokens for _ in range(t.shape[0]))
-    longest = max(t.shape[1] for t in tokens)
-    if len(tokens) == 1:
-        return tokens[0], lengths
-    padded = [nn.functional.pad(t, (0, 0, 0, longest - t.shape[1])) for t in tokens]
-    return torch.cat(padded), lengths
 
 
 def _taken(times: Sequence[float], seconds: int) -> list[int]:

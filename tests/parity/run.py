@@ -144,7 +144,6 @@ def encode(recording: Recording, model: TDCForConditionalGeneration) -> VideoFea
         list(map(float, flat)),
         [sound[i] for i in used],
         keep_dinov2=True,
-        project=not model.compressor.savings.fold_projector,
     )
 
 
