@@ -10,7 +10,7 @@ Where the plan gives frames different numbers of tokens: see :mod:`.allocation`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -27,7 +27,15 @@ from ..encoder.visual_tokens import VisualTokens
 from ..tensor_cache import TensorCache
 from .allocation import entries, slots
 from .cuda_graphs import BucketedGraphs
-from .frame_tokens import TENSORS, FrameTokens
+from .frame_tokens import (
+    TENSORS,
+    FrameTokens,
+    folded_weights,
+    keys_values,
+    lengths_tensor,
+    sources,
+    with_ones,
+)
 from .qformer import QFormer
 from .speedups import Savings
 
@@ -164,19 +172,55 @@ class Compressor(nn.Module):
             question_ids = question_ids[video]  # [A, T]
             if question_mask is not None:
                 question_mask = None if question_mask.all() else question_mask[video]
-        remember = None if self._wants_gradient(features) else self.cache
-        blocks = self.qformer.cross_attentions()
-        tokens = FrameTokens(features, self.audio_proj, blocks, self.savings, remember)
-        queries = self.queries(features, plan)  # [A, K, Dq]
-        run = partial(self._run, tokens, queries, question_ids, question_mask)
-        dynamic = plan.dynamic.to(device)
-        if remember is not None and self._graphs_pay(device):
-            return self._graphed(tokens, queries, question_ids, question_mask, dynamic, group)
+        asked = {
+            "queries": self.queries(features, plan),  # [A, K, Dq]
+            "question_ids": question_ids,
+            "question_mask": question_mask,
+        }
+        gradient = self._wants_gradient(features)
+        frames = self._frame_tokens(features, plan.dynamic.to(device), gradient)
+        if not gradient and self._graphs_pay(device):
+            return self._graphed(asked, frames, group)
         if self.savings.one_call:
-            return self.output_proj(run(dynamic, group))
-        members = [(group == a).nonzero().squeeze(1) for a in group.unique()]
-        hidden = torch.cat([run(dynamic[rows], group[rows]) for rows in members])
+            return self.output_proj(
+                self.qformer(frames=frames, **asked, group=group, savings=self.savings)
+            )
+        members = [(group == entry).nonzero().squeeze(1) for entry in group.unique()]
+        hidden = torch.cat([self._window(asked, frames, group, rows) for rows in members])
         return self.output_proj(hidden[torch.cat(members).argsort()])
+
+    def _window(
+        self, asked: Mapping[str, Tensor | None], frames: FrameTokens, group: Tensor, rows: Tensor
+    ) -> Tensor:
+        """``[m, K, Dq]`` of the ``rows`` of one entry, in a call of their own."""
+        entry = {name: None if x is None else x[group[rows[:1]]] for name, x in asked.items()}
+        group = torch.zeros_like(rows)
+        return self.qformer(frames=frames.select(rows), **entry, group=group, savings=self.savings)
+
+    def _frame_tokens(self, features: VideoFeatures, index: Tensor, gradient: bool) -> FrameTokens:
+        """What the rows attend to. Where gradients are wanted nothing is folded."""
+        savings, visual, heard = self.savings, features.visual, features.audio
+        blocks = self.qformer.cross_attentions()
+        folded = self.audio_proj if savings.fold_audio and not gradient else None
+        if heard is None or folded is None:
+            audio = self.project_audio(features)
+        else:
+            audio = self._kept("audio tokens", [heard], partial(with_ones, heard))
+        weights = folded_weights(self.cache, blocks, visual.token_map, folded, audio is not None)
+        frames = FrameTokens(
+            visual.values,
+            audio,
+            index,
+            lengths_tensor(features.visual_lengths, visual.values),
+            None if audio is None else lengths_tensor(features.audio_lengths, audio),
+            weights,
+        )
+        if gradient or not savings.joint_keys_values:
+            return frames
+        key = (tuple(index.tolist()), features.visual_lengths, features.audio_lengths)
+        compute = partial(keys_values, frames, blocks)
+        pairs, mask = self._kept("keys and values", sources(frames, blocks), compute, key)
+        return replace(frames, keys_values=pairs, mask=mask)
 
     def _kept(
         self,
@@ -194,63 +238,28 @@ class Compressor(nn.Module):
         return savings.cuda_graphs and not savings.joint_keys_values and device.type == GRAPHS_ON
 
     def _graphed(
-        self,
-        tokens: FrameTokens,
-        queries: Tensor,
-        question_ids: Tensor | None,
-        question_mask: Tensor | None,
-        index: Tensor,
-        group: Tensor,
+        self, asked: Mapping[str, Tensor | None], frames: FrameTokens, group: Tensor
     ) -> Tensor:
-        """The same, and the output projection, through a CUDA graph of the sizes' bucket."""
+        """The Q-Former and the output projection through a CUDA graph of the sizes' bucket."""
+        weights = frames.weights  # alone: the graph must not keep this video alive
 
-        weights = tokens.over(dict.fromkeys(TENSORS))  # the graph must not keep this video alive
+        def function(x: dict[str, Any]) -> Tensor:
+            frames = FrameTokens(**{name: x[name] for name in TENSORS}, weights=weights)
+            rest = {name: y for name, y in x.items() if name not in TENSORS}
+            return self.output_proj(self.qformer(frames=frames, **rest, savings=self.savings))
 
-        def function(x: dict[str, Tensor | None]) -> Tensor:
-            hidden = self.qformer(
-                x["queries"],
-                question_ids=x["question_ids"],
-                question_mask=x["question_mask"],
-                group=x["group"],
-                look=weights.over(x).look(x["index"]),  # type: ignore[arg-type]
-                savings=self.savings,
-            )
-            return self.output_proj(hidden)
-
-        if question_ids is not None and question_mask is None:  # padding has to be told
-            question_mask = torch.ones_like(question_ids, dtype=torch.bool)
+        inputs = {**frames.tensors(), **asked, "group": group}
+        if inputs["question_ids"] is not None and inputs["question_mask"] is None:
+            # Padding has to be told.
+            inputs["question_mask"] = torch.ones_like(inputs["question_ids"], dtype=torch.bool)
+        folded = [w for layer in weights for w in layer.values()]
         graphs = self.cache.get(
             "graphs",
-            [*self.parameters(), *([] if tokens.token_map is None else [tokens.token_map])],
+            [*self.parameters(), *folded],
             lambda: BucketedGraphs(function, PADDED, rows="index"),
             self.savings,
         )
-        rows = {"queries": queries, "question_ids": question_ids, "question_mask": question_mask}
-        return graphs({**tokens.tensors(), **rows, "index": index, "group": group})
-
-    def _run(
-        self,
-        tokens: FrameTokens,
-        queries: Tensor,
-        question_ids: Tensor | None,
-        question_mask: Tensor | None,
-        index: Tensor,
-        group: Tensor,
-    ) -> Tensor:
-        """``[M, K, Dq]`` of frames ``index``, with the anchors ``group``."""
-        if not self.savings.one_call:  # the rows of one anchor
-            used, group = group[:1], torch.zeros_like(group)
-            queries = queries[used]
-            question_ids = None if question_ids is None else question_ids[used]
-            question_mask = None if question_mask is None else question_mask[used]
-        return self.qformer(
-            queries,
-            question_ids=question_ids,
-            question_mask=question_mask,
-            group=group,
-            look=tokens.look(index),
-            savings=self.savings,
-        )
+        return graphs(inputs)
 
     def queries(self, features: VideoFeatures, plan: ContextPlan) -> Tensor:
         """``[A, K, Dq]``: what each anchor asks of its dynamic frames. Where the plan gives these

@@ -31,6 +31,7 @@ from tdc.compressor.allocation import (
     slots,
 )
 from tdc.compressor.cuda_graphs import BucketedGraphs
+from tdc.compressor.frame_tokens import FrameTokens
 from tdc.compressor.speedups import Savings
 from tdc.encoder.features import VideoFeatures
 from tdc.encoder.visual_tokens import VisualTokens
@@ -157,7 +158,7 @@ def naive_frame(module, features, frame, anchor, length, ids):
     if module.query_proj is not None:
         queries = module.query_proj(queries)
     queries = queries[slots(length, MOST)]
-    tokens = frame_tokens(module, features, frame)[None]
+    tokens = FrameTokens(frame_tokens(module, features, frame)[None])
     hidden = module.qformer(queries[None], tokens, question_ids=ids)[0]
     return F.normalize(module.output_proj(hidden[:length]), dim=-1)
 
@@ -231,7 +232,7 @@ def test_one_qformer_call_and_one_entry_per_anchor_and_length(monkeypatch):
     assert [pairs[g] for g in group.tolist()] == list(own) and len(set(pairs)) == len(pairs)
     forward = module.qformer.forward
     monkeypatch.setattr(
-        module.qformer, "forward", lambda q, **k: calls.append(q.shape[:2]) or forward(q, **k)
+        module.qformer, "forward", lambda **k: calls.append(k["queries"].shape[:2]) or forward(**k)
     )
     module(features, plan)
     assert calls == [(len(pairs), MOST)]

@@ -11,6 +11,7 @@ from toy import QFORMER, cuts_at
 from transformers import BertConfig
 
 from tdc.compressor.compressor import Compressor
+from tdc.compressor.frame_tokens import FrameTokens
 from tdc.encoder.features import VideoFeatures
 from tdc.encoder.visual_tokens import VisualTokens
 from tdc_kernels import plan_context
@@ -100,7 +101,7 @@ def naive_window(module, features, video, span, static, ids) -> list[Tensor]:
     pieces = [whole, module.separator[None]] if static else []
     for frame in range(anchor + static, first + span[1]):
         tokens = frame_tokens(module, features, frame)
-        hidden = module.qformer(queries[None], tokens[None], question_ids=ids)[0]
+        hidden = module.qformer(queries[None], FrameTokens(tokens[None]), question_ids=ids)[0]
         compressed = F.normalize(module.output_proj(hidden), dim=-1)
         pieces += [compressed, module.separator[None]]
     return pieces

@@ -17,6 +17,7 @@ from torch import Tensor
 
 import tdc.compressor.compressor
 import tdc.compressor.qformer
+import tdc_kernels.nn
 from tdc.compressor.speedups import Savings
 from tdc.encoder.features import VideoFeatures
 from tdc.encoder.visual_tokens import VisualTokens
@@ -136,9 +137,9 @@ def test_folded_tokens_keep_their_width(monkeypatch):
     widths = []
     attend = tdc.compressor.qformer.CrossAttention.forward
 
-    def forward(self, x, visual, audio=None, **rows):
-        widths.append((visual.shape[2], audio.shape[2]))
-        return attend(self, x, visual, audio, **rows)
+    def forward(self, x, frames, layer):
+        widths.append((frames.visual.shape[2], frames.audio.shape[2]))
+        return attend(self, x, frames, layer)
 
     monkeypatch.setattr(tdc.compressor.qformer.CrossAttention, "forward", forward)
     run(module, features, Savings())
@@ -172,7 +173,7 @@ def test_the_next_question_finds_what_does_not_depend_on_it(monkeypatch):
 def test_kept_keys_and_values_spare_the_cross_attention(monkeypatch):
     module, features = compressor().eval(), ragged()
     savings = replace(Savings(), joint_keys_values=True)
-    monkeypatch.setattr(tdc.compressor.qformer.CrossAttention, "forward", None)  # not called
+    monkeypatch.setattr(tdc_kernels.nn.CrossAttention, "forward", None)  # not called
     products = []
     linear = torch.matmul
     monkeypatch.setattr(torch, "matmul", lambda *a, **k: products.append(1) or linear(*a, **k))
