@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,12 @@ class Context:
 
     tokens: tuple[Tensor, ...]
     plan: ContextPlan | None
+
+
+class UnencodedMedia(Protocol):
+    """Media that come as they are and are encoded inside the model's forward (training)."""
+
+    def encode(self, encoder: VideoEncoder) -> VideoFeatures: ...
 
 
 # What the processor hands to ``encode_video``.
@@ -119,7 +125,7 @@ class TDCForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Args:
             keep_dinov2: keep the DINOv2 tokens, so that the features can be split or sampled again
                 (LVCoT): ``F * 576 * C`` values more.
-            media: the processor's media inputs, see :meth:`VideoEncoder.forward`.
+            media: the processor's media inputs, see :meth:`VideoEncoder.towers`.
 
         Returns:
             Features for any number of :meth:`build_context` calls.
@@ -190,7 +196,7 @@ class TDCForConditionalGeneration(PreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         *,
-        features: VideoFeatures | None = None,
+        features: VideoFeatures | UnencodedMedia | None = None,
         question_ids: Tensor | None = None,
         question_mask: Tensor | None = None,
         padding_side: str | None = None,
@@ -201,7 +207,8 @@ class TDCForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Args:
             input_ids: int64 ``[B, T]``, one ``config.media_token_id`` per video or image.
             attention_mask, labels: ``[B, T]`` or None.
-            features: encoded media; None: encode ``media`` (the processor's media inputs), if any.
+            features: encoded media, or what encodes itself here; None: encode ``media`` (the
+                processor's media inputs), if any.
             question_ids, question_mask: ``[B, T']``, one question per prompt.
 
         Raises:
@@ -209,16 +216,20 @@ class TDCForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         config = self.config
         if features is None and media.get("media_frames") is not None:
-            features = self.encode_video(**media)
+            encoded: VideoFeatures | None = self.encode_video(**media)
+        elif features is None or isinstance(features, VideoFeatures):
+            encoded = features
+        else:
+            encoded = features.encode(self.video_encoder)
         tokens: tuple[Tensor, ...] = ()
-        if features is not None:
+        if encoded is not None:
             per_prompt = media_counts(input_ids, config.media_token_id)
-            if sum(per_prompt) == len(features.kinds):  # assemble() words the error otherwise
+            if sum(per_prompt) == len(encoded.kinds):  # assemble() words the error otherwise
                 text = text_token_counts(input_ids, attention_mask, config.media_token_id)
-                prompts, rooms = _share_room(config, features, per_prompt, text)
+                prompts, rooms = _share_room(config, encoded, per_prompt, text)
                 rows = torch.tensor(prompts, dtype=torch.long)
                 tokens = self.build_context(
-                    features,
+                    encoded,
                     None if question_ids is None else question_ids[rows.to(question_ids.device)],
                     None if question_mask is None else question_mask[rows.to(question_mask.device)],
                     rooms,
@@ -242,7 +253,7 @@ class TDCForConditionalGeneration(PreTrainedModel, GenerationMixin):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         position_ids: Tensor | None = None,
-        features: VideoFeatures | None = None,
+        features: VideoFeatures | UnencodedMedia | None = None,
         question_ids: Tensor | None = None,
         question_mask: Tensor | None = None,
         **kwargs: Any,
@@ -282,7 +293,7 @@ class TDCForConditionalGeneration(PreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         *,
         inputs_embeds: Tensor | None = None,
-        features: VideoFeatures | None = None,
+        features: VideoFeatures | UnencodedMedia | None = None,
         question_ids: Tensor | None = None,
         question_mask: Tensor | None = None,
         **kwargs: Any,

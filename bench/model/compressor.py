@@ -31,6 +31,7 @@ from tdc.config import TDCConfig
 from tdc.encoder.connector import SVAConnector
 from tdc.encoder.features import VideoFeatures
 from tdc.encoder.segment import Segmentation, segment
+from tdc.encoder.tower_features import TowerFeatures
 from tdc.encoder.video_encoder import VideoEncoder
 from tdc.encoder.visual_tokens import VisualTokens
 from tdc_kernels import plan_context
@@ -275,8 +276,7 @@ def savings(case: Case, rounds: int) -> list[dict[str, Any]]:
 def questions(case: Case, rounds: int) -> list[dict[str, Any]]:
     """A first question and another one about the same features: the compressor alone (the cuts
     included), then from what the towers give, which a second question does not need again."""
-    rows = []
-    encode = _from_towers(case)
+    rows, encode = [], _from_towers(case)
     for how, savings, make in (
         ("default", Savings(), partial(our_features, case)),
         ("keys and values kept", Savings(joint_keys_values=True), partial(our_features, case)),
@@ -318,12 +318,9 @@ def _from_towers(case: Case) -> Callable[[], VideoFeatures]:
     torch.manual_seed(0)
     encoder = VideoEncoder(config).to(dtype).eval()
     siglip = torch.randn(shape.frames, shape.dinov2_tokens, shape.siglip_width).to(dtype)
-    audio = None
-    if case.audio is not None:
-        audio = [(case.audio, [shape.audio_tokens] * shape.frames)]
-    times = [float(t) for t in range(shape.frames)]
-    media = ([shape.frames], [(384, 384)], [True], times, audio)
-    return lambda: encoder.encode_features(siglip, case.dinov2, *media)
+    media = [TowerFeatures(siglip, case.dinov2, (384, 384))]
+    audio, lengths = case.audio, our_features(case).audio_lengths
+    return lambda: replace(encoder.connect(media), audio=audio, audio_lengths=lengths)
 
 
 def connector(case: Case, rounds: int) -> list[dict[str, Any]]:

@@ -25,6 +25,7 @@ from tdc import InputError
 from tdc.answer import ask
 from tdc.compressor.speedups import Savings
 from tdc.config import RELEASE_BEHAVIOUR
+from tdc.encoder.tower_features import TowerFeatures
 from tdc.model import MEDIA_INPUTS
 from tdc_kernels import use_backend
 
@@ -337,9 +338,8 @@ def test_without_towers_pixels_are_refused_and_features_are_not(processor):
     )
     with pytest.raises(InputError, match="saved without vision towers"):
         bare(**toy_inputs(processor))
-    features = bare.video_encoder.encode_features(
-        torch.randn(4, 64, 16), torch.randn(4, 64, 24), [4], [(9, 9)], [True], [0.0, 1.0, 2.0, 3.0]
-    )
+    towers = TowerFeatures(torch.randn(4, 64, 16), torch.randn(4, 64, 24))
+    features = bare.video_encoder.connect([towers])
     text = processor.encode_prompts([PROMPT])
     assert bare(**text, features=features).logits.isfinite().all()
 
