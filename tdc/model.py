@@ -36,6 +36,7 @@ from .encoder.connector import SVAConnector, WindowKeysValues
 from .encoder.features import VideoFeatures
 from .encoder.video_encoder import VideoEncoder
 from .processor.budget import context_room
+from .processor.media_inputs import MEDIA_INPUTS
 from .profiling import stage
 from .prompt import Prompt, assemble, media_counts, text_token_counts
 
@@ -57,20 +58,6 @@ class UnencodedMedia(Protocol):
     """Media that come as they are and are encoded inside the model's forward (training)."""
 
     def encode(self, encoder: VideoEncoder) -> VideoFeatures: ...
-
-
-# What the processor hands to ``encode_video``.
-MEDIA_INPUTS = (
-    "siglip_pixels",
-    "dinov2_pixels",
-    "media_frames",
-    "media_sizes",
-    "media_is_video",
-    "frame_times",
-    "media_seconds",
-    "waveforms",
-    "waveform_lengths",
-)
 
 
 class TDCForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -117,20 +104,50 @@ class TDCForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> nn.Module:
         return self.language_model.get_output_embeddings()
 
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.language_model.set_output_embeddings(new_embeddings)
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """Of the language model; see transformers' own."""
+        embeddings = self.language_model.resize_token_embeddings(*args, **kwargs)
+        self.config.text_config.vocab_size = embeddings.num_embeddings
+        return embeddings
+
     # --- video to context ------------------------------------------------------------------------
 
-    def encode_video(self, *, keep_dinov2: bool = False, **media: Any) -> VideoFeatures:
+    def encode_video(
+        self,
+        *,
+        keep_dinov2: bool = False,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        question_ids: Any = None,
+        question_mask: Any = None,
+        **media: Any,
+    ) -> VideoFeatures:
         """Everything about the media that does not depend on a question.
+
+        In training mode a graph is kept of those parts whose parameters require gradients. In eval
+        mode none is kept unless an input requires a gradient: parameters as ``from_pretrained``
+        leaves them would keep all activations of both towers alive. ``forward`` leaves the choice
+        to autograd in either mode, and so does ``model.video_encoder(...)``.
 
         Args:
             keep_dinov2: keep the DINOv2 tokens, so that the features can be split or sampled again
                 (LVCoT): ``F * 576 * C`` values more.
+            input_ids, attention_mask, question_ids, question_mask: not used; the processor's whole
+                output may be given.
             media: the processor's media inputs, see :meth:`VideoEncoder.towers`.
 
         Returns:
             Features for any number of :meth:`build_context` calls.
+
+        Raises:
+            TypeError: an unknown or a missing input.
         """
-        return self.video_encoder(keep_dinov2=keep_dinov2, **media)
+        wanted = self.training or any(getattr(x, "requires_grad", False) for x in media.values())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and wanted):
+            return self.video_encoder(keep_dinov2=keep_dinov2, **media)
 
     @stage("compressor")
     def build_context(
@@ -216,7 +233,7 @@ class TDCForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         config = self.config
         if features is None and media.get("media_frames") is not None:
-            encoded: VideoFeatures | None = self.encode_video(**media)
+            encoded: VideoFeatures | None = self.video_encoder(**media)
         elif features is None or isinstance(features, VideoFeatures):
             encoded = features
         else:

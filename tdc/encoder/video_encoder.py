@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import accumulate
 from typing import Any
@@ -80,7 +81,7 @@ class VideoEncoder(nn.Module):
         waveforms: Tensor | None = None,
         waveform_lengths: Sequence[int] | Tensor | None = None,
     ) -> list[TowerFeatures]:
-        """What SigLIP, DINOv2 and BEATs make of each medium.
+        """What SigLIP, DINOv2 and BEATs make of each medium; no graph where they are frozen.
 
         Args:
             siglip_pixels: ``[F, 3, 384, 384]`` of all media behind each other: uint8, or floats
@@ -110,11 +111,11 @@ class VideoEncoder(nn.Module):
             samples = _ints(waveform_lengths)
             heard = [w[:n] if n else None for w, n in zip(waveforms, samples, strict=True)]
             seconds = None if media_seconds is None else _ints(media_seconds)
-            with stage("BEATs"):
+            with stage("BEATs"), graph_if_wanted(self.beats, waveforms):
                 sounds = self.encode_audio(heard, times, seconds)
-        with stage("SigLIP"):
+        with stage("SigLIP"), graph_if_wanted(self.siglip, siglip_pixels):
             siglip = self.siglip(siglip_pixels).split(frames)
-        with stage("DINOv2"):
+        with stage("DINOv2"), graph_if_wanted(self.dinov2, dinov2_pixels):
             dinov2 = self.dinov2(dinov2_pixels).split(frames)
         sizes = [(int(w), int(h)) for w, h in torch.as_tensor(media_sizes).tolist()]
         is_video = _ints(media_is_video)
@@ -170,7 +171,8 @@ class VideoEncoder(nn.Module):
             keep_dinov2: see :meth:`tdc.model.TDCForConditionalGeneration.encode_video`.
         """
         config = self.config
-        with stage("connector"):
+        towers = [x for medium in media for x in (medium.siglip, medium.dinov2)]
+        with stage("connector"), graph_if_wanted(self.connector, *towers):
             tokens = self._visual_tokens(media)
         pairs = list(zip(media, tokens, strict=True))
         videos = [medium for medium in media if medium.is_video]
@@ -245,6 +247,13 @@ class VideoEncoder(nn.Module):
             pieces.append(silence if video.audio is None else video.audio)
             lengths += video.heard_lengths()
         return _join(pieces), tuple(lengths)
+
+
+def graph_if_wanted(module: nn.Module, *inputs: Tensor) -> AbstractContextManager:
+    """Without a graph, unless a parameter of the module or an input requires a gradient: frozen
+    towers in training then run as they do in inference."""
+    wanted = any(x.requires_grad for x in (*inputs, *module.parameters()))
+    return torch.set_grad_enabled(torch.is_grad_enabled() and wanted)
 
 
 def _chunk_size(config: TDCConfig) -> int:

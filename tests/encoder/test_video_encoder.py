@@ -12,7 +12,7 @@ from toy import toy_config, toy_model, toy_sound, toy_video
 from tdc.encoder.connector import frame_position_table
 from tdc.encoder.tower_features import TowerFeatures
 from tdc.encoder.visual_tokens import VisualTokens
-from tdc.model import MEDIA_INPUTS
+from tdc.processor.media_inputs import MEDIA_INPUTS
 
 
 def medium(frames, size=(9, 9), seed=0, is_video=True, audio=False):
@@ -41,7 +41,7 @@ def test_towers_make_one_entry_per_medium(model, processor):
     assert made[0].times == [0.0, 1.0, 2.0, 3.0, 4.0] and made[0].audio.shape == (5, 6, 16)
     assert made[1].audio is None and made[2].audio is None
     torch.testing.assert_close(made[2].siglip, encoder.siglip(inputs["siglip_pixels"][-3:]))
-    one, other = encoder.connect(made), model.encode_video(**media)
+    one, other = encoder.connect(made), model.encode_video(**inputs)
     assert torch.equal(one.visual.values, other.visual.values)
     assert one.times == other.times and one.kinds == ("video", "image", "video")
 
