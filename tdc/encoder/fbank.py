@@ -25,11 +25,6 @@ INT16_SCALE = 2.0**15  # Kaldi expects 16-bit sample values
 LOG_FLOOR = torch.finfo(torch.float32).eps
 
 
-def num_fbank_frames(num_samples: int) -> int:
-    """Frames that lie wholly inside ``num_samples``."""
-    return max(0, 1 + (num_samples - FRAME_LENGTH) // FRAME_SHIFT)
-
-
 def kaldi_fbank(waveform: Tensor) -> Tensor:
     """Log-mel energies.
 

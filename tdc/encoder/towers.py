@@ -13,7 +13,6 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -32,7 +31,7 @@ from transformers.image_utils import (
 )
 
 from ..errors import InputError
-from ..media.pixels import normalize_pixels, preprocess_frames
+from ..media.pixels import normalize_pixels
 
 PATCHES_PER_SIDE = 27  # 384 // 14 for SigLIP-so400m; DINOv2 is run at 27 * 14 = 378 to match
 
@@ -129,10 +128,6 @@ class VisionTower(nn.Module):
         loader = SiglipTrunk if tower.is_siglip else Dinov2Model
         tower.model = loader.from_pretrained(name_or_path, config=config, **kwargs)
         return tower.eval()
-
-    def preprocess(self, frames: np.ndarray) -> Tensor:
-        """``uint8 [T, H, W, 3] -> float32 [T, 3, S, S]``, see :func:`preprocess_frames`."""
-        return preprocess_frames(frames, self.image_size, self.image_mean, self.image_std)
 
     def forward(self, pixel_values: Tensor, chunk_size: int = 64) -> Tensor:
         """Encode frames.

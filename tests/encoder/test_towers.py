@@ -200,7 +200,7 @@ def test_pixels_are_those_of_the_published_processors(family, height, width):
     top, left = (side - height) // 2, (side - width) // 2
     square[:, top : top + height, left : left + width] = frames
     expected = processor(list(square), return_tensors="pt")["pixel_values"]
-    pixels = tower.preprocess(frames)
+    pixels = preprocess_frames(frames, tower.image_size, tower.image_mean, tower.image_std)
     assert pixels.dtype == torch.float32 and pixels.shape == (3, 3, 56, 56)
     torch.testing.assert_close(pixels, expected, atol=1e-5, rtol=0)
 
