@@ -264,8 +264,15 @@ def _chunk_size(config: TDCConfig) -> int:
     return min(64, max(16, 16 * 576 * 1024 // size))
 
 
-def _join(tensors: Sequence[Tensor]) -> Tensor:
-    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
+def _join(parts: Sequence[Tensor]) -> Tensor:
+    """Frames of several media behind each other; no copy where ``split`` has just parted them."""
+    first, end = parts[0], parts[0].data_ptr()
+    for part in parts:
+        same = part.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not same or part.data_ptr() != end or not part.is_contiguous() or part.requires_grad:
+            return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+        end += part.nbytes
+    return first.as_strided((sum(map(len, parts)), *first.shape[1:]), first.stride())
 
 
 def _taken(times: Sequence[float], seconds: int) -> list[int]:

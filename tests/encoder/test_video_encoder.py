@@ -11,6 +11,7 @@ from toy import toy_config, toy_model, toy_sound, toy_video
 
 from tdc.encoder.connector import frame_position_table
 from tdc.encoder.tower_features import TowerFeatures
+from tdc.encoder.video_encoder import _join
 from tdc.encoder.visual_tokens import VisualTokens
 from tdc.processor.media_inputs import MEDIA_INPUTS
 
@@ -116,3 +117,16 @@ def test_visual_tokens():
     assert joined.token_map is token_map and joined.values[:4, 3:].abs().max() == 0
     assert torch.equal(joined.select(slice(4, 6)).values, long.values)
     assert torch.equal(joined.values[:4, :3], values)
+
+
+def test_parts_of_one_tensor_are_joined_without_a_copy():
+    whole = torch.randn(9, 4, 3)
+    a, b, c = whole.split([2, 3, 4])
+    for parts, count in (((a, b, c), 9), ((a, b), 5), ((a,), 2)):
+        joined = _join(parts)
+        assert torch.equal(joined, whole[:count]) and joined.data_ptr() == whole.data_ptr()
+    for parts in ((a, c), (b, a), (b, c, a), (whole[:2, :, :2], whole[2:, :, :2]), (a, a)):
+        assert torch.equal(_join(parts), torch.cat(parts))
+    trained = whole.clone().requires_grad_()
+    _join(trained.split([4, 5])).sum().backward()
+    assert torch.equal(trained.grad, torch.ones_like(whole))
