@@ -19,7 +19,7 @@ from .answer import ask, chat_prompt
 from .encoder.features import VideoFeatures
 from .media.clock import clock
 from .media.media_file import MediaFile
-from .model import MEDIA_INPUTS, TDCForConditionalGeneration
+from .model import TDCForConditionalGeneration
 from .processor.budget import frame_budget
 from .processor.processor import TDCProcessor
 
@@ -98,9 +98,8 @@ def answer_long_video(
     inputs = processor(
         text="<video>", videos=[video], audio=[audio], max_frames=num_segments * per_segment
     ).to(model.device)
-    media = {name: inputs[name] for name in MEDIA_INPUTS if name in inputs}
     with torch.no_grad():
-        features = model.encode_video(keep_dinov2=num_segments > 1, **media)
+        features = model.encode_video(keep_dinov2=num_segments > 1, **inputs)
     if num_segments == 1:
         for name in ("segment_tokens", "on_segment"):
             options.pop(name, None)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,7 @@ from .encoder.connector import SVAConnector, WindowKeysValues
 from .encoder.features import VideoFeatures
 from .encoder.video_encoder import VideoEncoder
 from .processor.budget import context_room
+from .processor.media_inputs import MEDIA_INPUTS
 from .profiling import stage
 from .prompt import Prompt, assemble, media_counts, text_token_counts
 
@@ -53,18 +54,10 @@ class Context:
     plan: ContextPlan | None
 
 
-# What the processor hands to ``encode_video``.
-MEDIA_INPUTS = (
-    "siglip_pixels",
-    "dinov2_pixels",
-    "media_frames",
-    "media_sizes",
-    "media_is_video",
-    "frame_times",
-    "media_seconds",
-    "waveforms",
-    "waveform_lengths",
-)
+class UnencodedMedia(Protocol):
+    """Media that come as they are and are encoded inside the model's forward (training)."""
+
+    def encode(self, encoder: VideoEncoder) -> VideoFeatures: ...
 
 
 class TDCForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -111,23 +104,50 @@ class TDCForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> nn.Module:
         return self.language_model.get_output_embeddings()
 
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.language_model.set_output_embeddings(new_embeddings)
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """Of the language model; see transformers' own."""
+        embeddings = self.language_model.resize_token_embeddings(*args, **kwargs)
+        self.config.text_config.vocab_size = embeddings.num_embeddings
+        return embeddings
+
     # --- video to context ------------------------------------------------------------------------
 
-    def encode_video(self, *, keep_dinov2: bool = False, **media: Any) -> VideoFeatures:
+    def encode_video(
+        self,
+        *,
+        keep_dinov2: bool = False,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        question_ids: Any = None,
+        question_mask: Any = None,
+        **media: Any,
+    ) -> VideoFeatures:
         """Everything about the media that does not depend on a question.
+
+        In training mode a graph is kept of those parts whose parameters require gradients. In eval
+        mode none is kept unless an input requires a gradient: parameters as ``from_pretrained``
+        leaves them would keep all activations of both towers alive. ``forward`` leaves the choice
+        to autograd in either mode, and so does ``model.video_encoder(...)``.
 
         Args:
             keep_dinov2: keep the DINOv2 tokens, so that the features can be split or sampled again
                 (LVCoT): ``F * 576 * C`` values more.
-            media: the processor's media inputs, see :meth:`VideoEncoder.forward`.
+            input_ids, attention_mask, question_ids, question_mask: not used; the processor's whole
+                output may be given.
+            media: the processor's media inputs, see :meth:`VideoEncoder.towers`.
 
         Returns:
-            Features for any number of :meth:`build_context` calls. Unless gradients are wanted,
-            frames stay before the visual projector's last layer: ``features.tokens()`` has them
-            behind it.
+            Features for any number of :meth:`build_context` calls.
+
+        Raises:
+            TypeError: an unknown or a missing input.
         """
-        project = not self.compressor.savings.fold_projector
-        return self.video_encoder(keep_dinov2=keep_dinov2, project=project, **media)
+        wanted = self.training or any(getattr(x, "requires_grad", False) for x in media.values())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and wanted):
+            return self.video_encoder(keep_dinov2=keep_dinov2, **media)
 
     @stage("compressor")
     def build_context(
@@ -150,7 +170,7 @@ class TDCForConditionalGeneration(PreTrainedModel, GenerationMixin):
         plan = None
         if features.num_videos:
             plan = self.plan_context(features, max_tokens)
-            device = features.visual.device
+            device = features.device
             if not config.question_in_compressor:
                 question_ids = None
             packed, _ = self.compressor(
@@ -196,7 +216,7 @@ class TDCForConditionalGeneration(PreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         *,
-        features: VideoFeatures | None = None,
+        features: VideoFeatures | UnencodedMedia | None = None,
         question_ids: Tensor | None = None,
         question_mask: Tensor | None = None,
         padding_side: str | None = None,
@@ -207,7 +227,8 @@ class TDCForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Args:
             input_ids: int64 ``[B, T]``, one ``config.media_token_id`` per video or image.
             attention_mask, labels: ``[B, T]`` or None.
-            features: encoded media; None: encode ``media`` (the processor's media inputs), if any.
+            features: encoded media, or what encodes itself here; None: encode ``media`` (the
+                processor's media inputs), if any.
             question_ids, question_mask: ``[B, T']``, one question per prompt.
 
         Raises:
@@ -215,16 +236,20 @@ class TDCForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         config = self.config
         if features is None and media.get("media_frames") is not None:
-            features = self.encode_video(**media)
+            encoded: VideoFeatures | None = self.video_encoder(**media)
+        elif features is None or isinstance(features, VideoFeatures):
+            encoded = features
+        else:
+            encoded = features.encode(self.video_encoder)
         tokens: tuple[Tensor, ...] = ()
-        if features is not None:
+        if encoded is not None:
             per_prompt = media_counts(input_ids, config.media_token_id)
-            if sum(per_prompt) == len(features.kinds):  # assemble() words the error otherwise
+            if sum(per_prompt) == len(encoded.kinds):  # assemble() words the error otherwise
                 text = text_token_counts(input_ids, attention_mask, config.media_token_id)
-                prompts, rooms = _share_room(config, features, per_prompt, text)
+                prompts, rooms = _share_room(config, encoded, per_prompt, text)
                 rows = torch.tensor(prompts, dtype=torch.long)
                 tokens = self.build_context(
-                    features,
+                    encoded,
                     None if question_ids is None else question_ids[rows.to(question_ids.device)],
                     None if question_mask is None else question_mask[rows.to(question_mask.device)],
                     rooms,
@@ -248,7 +273,7 @@ class TDCForConditionalGeneration(PreTrainedModel, GenerationMixin):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         position_ids: Tensor | None = None,
-        features: VideoFeatures | None = None,
+        features: VideoFeatures | UnencodedMedia | None = None,
         question_ids: Tensor | None = None,
         question_mask: Tensor | None = None,
         **kwargs: Any,
@@ -288,7 +313,7 @@ class TDCForConditionalGeneration(PreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         *,
         inputs_embeds: Tensor | None = None,
-        features: VideoFeatures | None = None,
+        features: VideoFeatures | UnencodedMedia | None = None,
         question_ids: Tensor | None = None,
         question_mask: Tensor | None = None,
         **kwargs: Any,

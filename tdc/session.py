@@ -28,7 +28,7 @@ from .encoder.scenes import Scene, scenes
 from .errors import InputError
 from .lvcot import PROMPTS, Prompts, SegmentAnswer, answer_segments, frames_per_segment
 from .media.media_file import MediaFile
-from .model import MEDIA_INPUTS, Context
+from .model import Context
 from .processor.budget import context_room, frame_budget
 
 # Called with the activity, the frames done and all frames.
@@ -271,8 +271,7 @@ class WatchedVideo:
         )
         frames = int(inputs["media_frames"].sum())
         with torch.no_grad(), watch_towers(model, frames, of("encoding the frames")):
-            media = {k: v for k, v in inputs.to(model.device).items() if k in MEDIA_INPUTS}
-            features = model.encode_video(keep_dinov2=keep_dinov2, **media)
+            features = model.encode_video(keep_dinov2=keep_dinov2, **inputs.to(model.device))
         return inputs, features
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is computed once from weights or a video's tokens, and again when those have changed."""
+"""Cache of derived tensors, invalidated when their sources change."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 T = TypeVar("T")
@@ -18,14 +19,16 @@ class _Entry:
     sources: list[weakref.ref[Tensor]]
     stamp: tuple[Hashable, ...]
     value: Any
+    inference: bool  # made in inference mode, of no use for a gradient
 
 
-class Prepared:
-    """Values by name, each good for as long as the tensors it came from are what they were.
+class TensorCache:
+    """Values by name, each valid while the tensors it came from are what they were.
 
-    Noticed are other tensors, in-place changes (an optimizer's step, ``load_state_dict``) and moves
-    to another dtype or device; not noticed are writes through ``.data``, after which ``clear`` must
-    be called. The tensors are not kept alive. A copy or a pickle starts empty.
+    A value that wants a gradient is computed anew every time. Noticed are other tensors, in-place
+    changes (an optimizer's step, ``load_state_dict``) and moves to another dtype or device; not
+    noticed are writes through ``.data``, after which ``clear`` must be called. The tensors are not
+    kept alive. A copy or a pickle starts empty.
     """
 
     def __init__(self) -> None:
@@ -39,25 +42,29 @@ class Prepared:
         key: Hashable = None,
     ) -> T:
         """``compute()``, or what it returned for the same sources and the same ``key``."""
+        grad = torch.is_grad_enabled()
+        if grad and any(x.requires_grad for x in sources):
+            return compute()
         stamp = (key, *map(_stamp, sources))
         entry = self._entries.get(name)
-        if entry is not None and entry.stamp == stamp:
+        if entry is not None and entry.stamp == stamp and not (grad and entry.inference):
             alive = (ref() is x for ref, x in zip(entry.sources, sources, strict=True))
             if all(alive):
                 return entry.value
         self._entries.pop(name, None)  # before the new value takes memory
         value = compute()
-        self._entries[name] = _Entry([weakref.ref(x) for x in sources], stamp, value)
+        inference = torch.is_inference_mode_enabled()
+        self._entries[name] = _Entry([weakref.ref(x) for x in sources], stamp, value, inference)
         return value
 
     def clear(self) -> None:
         self._entries.clear()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Prepared:
-        return Prepared()
+    def __deepcopy__(self, memo: dict[int, Any]) -> TensorCache:
+        return TensorCache()
 
-    def __reduce__(self) -> tuple[type[Prepared], tuple[()]]:
-        return Prepared, ()
+    def __reduce__(self) -> tuple[type[TensorCache], tuple[()]]:
+        return TensorCache, ()
 
 
 def _stamp(x: Tensor) -> tuple[Hashable, ...]:

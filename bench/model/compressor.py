@@ -22,6 +22,7 @@ from torch import Tensor
 from tdc.compressor.speedups import Savings
 from tdc.config import TDCConfig
 from tdc.encoder.features import VideoFeatures
+from tdc.encoder.tower_features import TowerFeatures
 from tdc.encoder.video_encoder import VideoEncoder
 
 from ..benchmark import Benchmark, Measurement, Refused, Row
@@ -128,7 +129,7 @@ def _second_question(how: str, case: Inputs, make: Callable[[], VideoFeatures]) 
     features = make()
 
     def first() -> Tensor:
-        case.model.prepared.clear()
+        case.model.cache.clear()
         return our_context(case, make())
 
     def second() -> Tensor:
@@ -158,12 +159,9 @@ def _from_towers(case: Inputs) -> Callable[[], VideoFeatures]:
     torch.manual_seed(0)
     encoder = VideoEncoder(config).to(dtype).eval()
     siglip = torch.randn(shape.frames, shape.dinov2_tokens, shape.siglip_width).to(dtype)
-    audio = None
-    if case.audio is not None:
-        audio = [(case.audio, [shape.audio_tokens] * shape.frames)]
-    times = [float(t) for t in range(shape.frames)]
-    media = ([shape.frames], [(384, 384)], [True], times, audio)
-    return lambda: encoder.encode_features(siglip, case.dinov2, *media, project=False)
+    media = [TowerFeatures(siglip, case.dinov2, (384, 384))]
+    audio, lengths = case.audio, our_features(case).audio_lengths
+    return lambda: replace(encoder.connect(media), audio=audio, audio_lengths=lengths)
 
 
 PARTS: dict[str, Callable[[Inputs], Iterator[Measurement]]] = {

@@ -14,6 +14,7 @@ from transformers import BertConfig
 from tdc.compressor.compressor import Compressor
 from tdc.encoder.features import VideoFeatures
 from tdc.encoder.segment import Segmentation, segment
+from tdc.encoder.visual_tokens import VisualTokens
 from tdc_kernels import plan_context
 
 from ..peers import release_compressor
@@ -112,7 +113,7 @@ def our_features(case: Inputs) -> VideoFeatures:
     """Segmentation included; the tokens are the case's own."""
     shape, cuts = case.shape, our_segments(case)
     return VideoFeatures(
-        visual=case.visual,
+        visual=VisualTokens(case.visual),
         visual_lengths=(shape.visual_tokens,) * shape.frames,
         segmentation=cuts,
         times=tuple(float(t) for t in range(shape.frames)),

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from tdc.encoder.connector import SVAConnector
-from tdc.encoder.geometry import kept_box
 
 from .. import providers
 from ..benchmark import Benchmark, Measurement, Refused
@@ -30,16 +29,13 @@ def measurement(shape: Shape, dtype: torch.dtype, device: str, record: str) -> M
     widths = shape.siglip_width, shape.dinov2_width
     module = SVAConnector(*widths, shape.connector_width, shape.width).to(device, dtype).eval()
     frames = min(shape.frames, MOST_FRAMES)
-    siglip, dinov2 = (torch.randn(frames, 576, width).to(device, dtype) for width in widths)
-    box = kept_box(384, 384, module.output_grid)
+    towers = [torch.randn(frames, 576, width).to(device, dtype) for width in widths]
 
     def every() -> Tensor:
-        return module.frame_tokens(module.grid_tokens(siglip, dinov2), box)
+        return module(*towers, (384, 384)).final()
 
     def static() -> Tensor:
-        grid = module.grid_tokens(siglip, dinov2, project=False)
-        hidden = module.unprojected_frame_tokens(grid, box)
-        return torch.nn.functional.linear(hidden[::WINDOW], module.token_map())
+        return module(*towers, (384, 384)).final(torch.arange(0, frames, WINDOW))
 
     got, expected = static(), every()[::WINDOW]
     wrong = providers.difference((got,), (expected,), providers.TOLERANCE[dtype])

@@ -107,12 +107,10 @@ def frame_changes(
 
 def _pooled(features: VideoFeatures, frames: Tensor, num_bins: int) -> Tensor:
     """``[M, K * D]`` pooled tokens of frames of one video, in fp32 (fp64 for fp64)."""
-    visual = features.visual[:, : features.visual_lengths[int(frames[0])]]
-    pooled = anchor_queries(visual, num_bins, index=frames.to(visual.device))
+    values = features.visual.values[:, : features.visual_lengths[int(frames[0])]]
+    pooled = anchor_queries(values, num_bins, index=frames.to(values.device))
     pooled = pooled.to(torch.promote_types(pooled.dtype, torch.float32))
-    if features.token_map is not None:
-        pooled = F.linear(pooled, features.token_map.to(pooled.dtype))
-    return pooled.flatten(1)
+    return features.visual.apply_map(pooled).flatten(1)
 
 
 def allocate(changes: Sequence[float], num_context_tokens: int, most: int) -> list[int]:

@@ -10,6 +10,8 @@ Where the plan gives frames different numbers of tokens: see :mod:`.allocation`.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,10 +23,19 @@ from tdc_kernels import ContextPlan, anchor_queries, pack_context
 from tdc_kernels.ops.cross_attention.strategy import has_matrix_units
 
 from ..encoder.features import VideoFeatures
-from ..tensor_cache import Prepared
+from ..encoder.visual_tokens import VisualTokens
+from ..tensor_cache import TensorCache
 from .allocation import entries, slots
 from .cuda_graphs import BucketedGraphs
-from .frame_tokens import TENSORS, FrameTokens
+from .frame_tokens import (
+    TENSORS,
+    FrameTokens,
+    folded_weights,
+    keys_values,
+    lengths_tensor,
+    sources,
+    with_ones,
+)
 from .qformer import QFormer
 from .speedups import Savings
 
@@ -71,7 +82,7 @@ class Compressor(nn.Module):
         self.separator = nn.Parameter(torch.zeros(hidden_size))
         self.audio_proj = nn.Linear(audio_width, hidden_size) if audio_width else None
         self.savings = Savings()
-        self.prepared = Prepared()
+        self.cache = TensorCache()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -81,7 +92,7 @@ class Compressor(nn.Module):
             nn.init.normal_(self.query_tokens, std=0.02)
 
     def train(self, mode: bool = True) -> Compressor:
-        self.prepared.clear()  # whoever trains may write weights in ways that nobody notices
+        self.cache.clear()  # whoever trains may write weights in ways that nobody notices
         return super().train(mode)
 
     def forward(
@@ -103,14 +114,13 @@ class Compressor(nn.Module):
             ``[N, D]`` packed tokens and int32 ``[B+1]`` prefix sums per video.
         """
         plan = plan.to("cpu")  # read here as numbers; a device map's hooks move every argument
-        worker = self
-        if (
-            self.savings.fp32_on_cpu
-            and self._is_half_on_cpu()
-            and not self._wants_gradient(features)
-        ):
-            worker = self.prepared.get("fp32", list(self.parameters()), self._in_fp32)
+        worker, gradient = self, self._wants_gradient(features)
+        if self.savings.fp32_on_cpu and self._is_half_on_cpu() and not gradient:
+            worker = self.cache.get("fp32", list(self.parameters()), self._in_fp32)
             worker.savings = self.savings
+        if gradient or not self.savings.fold_projector:
+            final = features.visual.final(dtype=None if gradient else worker.separator.dtype)
+            features = replace(features, visual=VisualTokens(final))
         compressed = worker.compress(features, plan, question_ids, question_mask)
         static = worker.static_tokens(features, plan)
         dtype = self.separator.dtype
@@ -129,7 +139,7 @@ class Compressor(nn.Module):
     def _wants_gradient(self, features: VideoFeatures) -> bool:
         if not torch.is_grad_enabled():
             return False
-        inputs = (features.visual, features.audio, features.token_map)
+        inputs = (*features.visual.tensors(), features.audio)
         return any(x is not None and x.requires_grad for x in (*inputs, *self.parameters()))
 
     def project_audio(self, features: VideoFeatures, frames: Tensor | None = None) -> Tensor | None:
@@ -147,7 +157,7 @@ class Compressor(nn.Module):
         question_mask: Tensor | None,
     ) -> Tensor:
         """``[M, K, D]`` tokens of the M dynamic frames, before normalisation; K as planned."""
-        device = features.visual.device
+        device = features.device
         if plan.dynamic.shape[0] == 0:  # every frame is static
             width = self.separator.shape[0]
             return self.separator.new_zeros(0, plan.num_queries, width)
@@ -162,19 +172,65 @@ class Compressor(nn.Module):
             question_ids = question_ids[video]  # [A, T]
             if question_mask is not None:
                 question_mask = None if question_mask.all() else question_mask[video]
-        remember = None if self._wants_gradient(features) else self.prepared
-        blocks = self.qformer.cross_attentions()
-        tokens = FrameTokens(features, self.audio_proj, blocks, self.savings, remember)
-        queries = self.queries(features, plan)  # [A, K, Dq]
-        run = partial(self._run, tokens, queries, question_ids, question_mask)
-        dynamic = plan.dynamic.to(device)
-        if remember is not None and self._graphs_pay(device):
-            return self._graphed(tokens, queries, question_ids, question_mask, dynamic, group)
+        asked = {
+            "queries": self.queries(features, plan),  # [A, K, Dq]
+            "question_ids": question_ids,
+            "question_mask": question_mask,
+        }
+        gradient = self._wants_gradient(features)
+        frames = self._frame_tokens(features, plan.dynamic.to(device), gradient)
+        if not gradient and self._graphs_pay(device):
+            return self._graphed(asked, frames, group)
         if self.savings.one_call:
-            return self.output_proj(run(dynamic, group))
-        members = [(group == a).nonzero().squeeze(1) for a in group.unique()]
-        hidden = torch.cat([run(dynamic[rows], group[rows]) for rows in members])
+            return self.output_proj(
+                self.qformer(frames=frames, **asked, group=group, savings=self.savings)
+            )
+        members = [(group == entry).nonzero().squeeze(1) for entry in group.unique()]
+        hidden = torch.cat([self._window(asked, frames, group, rows) for rows in members])
         return self.output_proj(hidden[torch.cat(members).argsort()])
+
+    def _window(
+        self, asked: Mapping[str, Tensor | None], frames: FrameTokens, group: Tensor, rows: Tensor
+    ) -> Tensor:
+        """``[m, K, Dq]`` of the ``rows`` of one entry, in a call of their own."""
+        entry = {name: None if x is None else x[group[rows[:1]]] for name, x in asked.items()}
+        group = torch.zeros_like(rows)
+        return self.qformer(frames=frames.select(rows), **entry, group=group, savings=self.savings)
+
+    def _frame_tokens(self, features: VideoFeatures, index: Tensor, gradient: bool) -> FrameTokens:
+        """What the rows attend to. Where gradients are wanted nothing is folded."""
+        savings, visual, heard = self.savings, features.visual, features.audio
+        blocks = self.qformer.cross_attentions()
+        folded = self.audio_proj if savings.fold_audio and not gradient else None
+        if heard is None or folded is None:
+            audio = self.project_audio(features)
+        else:
+            audio = self._kept("audio tokens", [heard], partial(with_ones, heard))
+        weights = folded_weights(self.cache, blocks, visual.token_map, folded, audio is not None)
+        frames = FrameTokens(
+            visual.values,
+            audio,
+            index,
+            lengths_tensor(features.visual_lengths, visual.values),
+            None if audio is None else lengths_tensor(features.audio_lengths, audio),
+            weights,
+        )
+        if gradient or not savings.joint_keys_values:
+            return frames
+        key = (tuple(index.tolist()), features.visual_lengths, features.audio_lengths)
+        compute = partial(keys_values, frames, blocks)
+        pairs, mask = self._kept("keys and values", sources(frames, blocks), compute, key)
+        return replace(frames, keys_values=pairs, mask=mask)
+
+    def _kept(
+        self,
+        name: str,
+        sources: Sequence[Tensor],
+        compute: Callable[[], Any],
+        key: Hashable = None,
+    ) -> Any:
+        """What serves the next question about the same video."""
+        return self.cache.get(name, sources, compute, key) if self.savings.cache else compute()
 
     def _graphs_pay(self, device: torch.device) -> bool:
         # Kept keys and values belong to one video: there would be a graph for each.
@@ -182,76 +238,38 @@ class Compressor(nn.Module):
         return savings.cuda_graphs and not savings.joint_keys_values and device.type == GRAPHS_ON
 
     def _graphed(
-        self,
-        tokens: FrameTokens,
-        queries: Tensor,
-        question_ids: Tensor | None,
-        question_mask: Tensor | None,
-        index: Tensor,
-        group: Tensor,
+        self, asked: Mapping[str, Tensor | None], frames: FrameTokens, group: Tensor
     ) -> Tensor:
-        """The same, and the output projection, through a CUDA graph of the sizes' bucket."""
+        """The Q-Former and the output projection through a CUDA graph of the sizes' bucket."""
+        weights = frames.weights  # alone: the graph must not keep this video alive
 
-        weights = tokens.over(dict.fromkeys(TENSORS))  # the graph must not keep this video alive
+        def function(x: dict[str, Any]) -> Tensor:
+            frames = FrameTokens(**{name: x[name] for name in TENSORS}, weights=weights)
+            rest = {name: y for name, y in x.items() if name not in TENSORS}
+            return self.output_proj(self.qformer(frames=frames, **rest, savings=self.savings))
 
-        def function(x: dict[str, Tensor | None]) -> Tensor:
-            hidden = self.qformer(
-                x["queries"],
-                question_ids=x["question_ids"],
-                question_mask=x["question_mask"],
-                group=x["group"],
-                look=weights.over(x).look(x["index"]),  # type: ignore[arg-type]
-                savings=self.savings,
-            )
-            return self.output_proj(hidden)
-
-        if question_ids is not None and question_mask is None:  # padding has to be told
-            question_mask = torch.ones_like(question_ids, dtype=torch.bool)
-        graphs = self.prepared.get(
+        inputs = {**frames.tensors(), **asked, "group": group}
+        if inputs["question_ids"] is not None and inputs["question_mask"] is None:
+            # Padding has to be told.
+            inputs["question_mask"] = torch.ones_like(inputs["question_ids"], dtype=torch.bool)
+        folded = [w for layer in weights for w in layer.values()]
+        graphs = self.cache.get(
             "graphs",
-            [*self.parameters(), *([] if tokens.token_map is None else [tokens.token_map])],
+            [*self.parameters(), *folded],
             lambda: BucketedGraphs(function, PADDED, rows="index"),
             self.savings,
         )
-        rows = {"queries": queries, "question_ids": question_ids, "question_mask": question_mask}
-        return graphs({**tokens.tensors(), **rows, "index": index, "group": group})
-
-    def _run(
-        self,
-        tokens: FrameTokens,
-        queries: Tensor,
-        question_ids: Tensor | None,
-        question_mask: Tensor | None,
-        index: Tensor,
-        group: Tensor,
-    ) -> Tensor:
-        """``[M, K, Dq]`` of frames ``index``, with the anchors ``group``."""
-        if not self.savings.one_call:  # the rows of one anchor
-            used, group = group[:1], torch.zeros_like(group)
-            queries = queries[used]
-            question_ids = None if question_ids is None else question_ids[used]
-            question_mask = None if question_mask is None else question_mask[used]
-        return self.qformer(
-            queries,
-            question_ids=question_ids,
-            question_mask=question_mask,
-            group=group,
-            look=tokens.look(index),
-            savings=self.savings,
-        )
+        return graphs(inputs)
 
     def queries(self, features: VideoFeatures, plan: ContextPlan) -> Tensor:
         """``[A, K, Dq]``: what each anchor asks of its dynamic frames. Where the plan gives these
         different numbers of tokens, one entry per anchor and number, see :mod:`.allocation`."""
         if self.query_tokens is not None:
             return self._learned_queries(plan)
-        if self._wants_gradient(features) or not self.savings.cache:
-            return self._pooled_queries(features, plan)
         assert self.query_proj is not None
-        maps = [features.token_map, *self.query_proj.parameters()]
-        return self.prepared.get(
+        return self._kept(
             "queries",
-            [features.visual, *(x for x in maps if x is not None)],
+            [*features.visual.tensors(), *self.query_proj.parameters()],
             lambda: self._pooled_queries(features, plan),
             (features.visual_lengths, tuple(plan.anchors.tolist()), *_asked(plan)),
         )
@@ -268,8 +286,8 @@ class Compressor(nn.Module):
         assert self.query_proj is not None
         weight, bias = self.query_proj.weight, self.query_proj.bias
         anchors = plan.anchors.tolist()
-        visual, frames = features.visual, anchors
-        if features.token_map is not None:
+        visual, frames = features.visual.values, anchors
+        if features.visual.token_map is not None:
             visual, frames = self._anchor_tokens(features, plan), list(range(len(frames)))
         rows, bins = _asked(plan)
         # Frames of one video share a length; pooling is over the valid tokens only, so a batch of
@@ -294,20 +312,19 @@ class Compressor(nn.Module):
 
     def _anchor_tokens(self, features: VideoFeatures, plan: ContextPlan) -> Tensor:
         """``[A, N, D]``; kept where they have to be computed."""
-        if features.token_map is None or self._wants_gradient(features) or not self.savings.cache:
-            return features.tokens(plan.anchors, self.separator.dtype)
-        return self.prepared.get(
-            "anchors",
-            [features.visual, features.token_map],
-            lambda: features.tokens(plan.anchors, self.separator.dtype),
-            (tuple(plan.anchors.tolist()), self.separator.dtype),
+        visual, dtype = features.visual, self.separator.dtype
+        compute = partial(visual.final, plan.anchors, dtype)
+        if visual.token_map is None:
+            return compute()
+        return self._kept(
+            "anchors", visual.tensors(), compute, (tuple(plan.anchors.tolist()), dtype)
         )
 
     def static_tokens(self, features: VideoFeatures, plan: ContextPlan) -> Tensor:
         """``[Ns, D]``: the anchors' visual and audio tokens back to back, in anchor order."""
         if plan.cu_static[-1] == 0:
             return self.separator.new_zeros(0, self.separator.shape[0])
-        anchors = plan.anchors.to(features.visual.device).long()
+        anchors = plan.anchors.to(features.device).long()
         tokens, audio = self._anchor_tokens(features, plan), self.project_audio(features, anchors)
         keep = _valid(features.visual_lengths, plan.anchors, tokens.shape[1])
         if audio is not None:

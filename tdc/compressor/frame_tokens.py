@@ -1,196 +1,172 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the Q-Former's cross-attentions look at: the tokens of frames, and with which weights.
+"""What the Q-Former's cross-attentions attend to: the tokens of frames, and with which weights.
 
 Inside the Q-Former nobody else reads frame tokens, so a linear map in front of the cross-attention
-can be taken into its weights: ``W_k (P x + b) = [W_k P | W_k b] [x; 1]``. The audio projection is
-one such map, the visual projector's last layer (``VideoFeatures.token_map``) another. Folding costs
-one product of weights and is done once per load; where gradients are wanted the maps are applied.
+can be folded into its weights: ``W_k (P x + b) = [W_k P | W_k b] [x; 1]``. The audio projection is
+one such map, the visual projector's last layer (``VisualTokens.token_map``) another. Folding costs
+one product of weights and is done once per load.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..encoder.features import VideoFeatures
-from ..tensor_cache import Prepared
-from .qformer import CrossAttention
-from .speedups import Savings
+from tdc_kernels.nn import CrossAttention
 
-Look = Callable[[CrossAttention, Tensor], Tensor]
-Pair = tuple[Tensor, Tensor]  # weights of keys and values
-TENSORS = ("visual", "audio", "visual_lengths", "audio_lengths")
+from ..tensor_cache import TensorCache
+
+Blocks = Sequence[CrossAttention | None]  # of every layer; None: a layer without
+Pair = tuple[Tensor, Tensor]  # keys and values, or their weights
+TENSORS = ("visual", "audio", "index", "visual_lengths", "audio_lengths")
 ALIGN = 8  # widths are multiples of it, for wide loads
 
 
+@dataclass(frozen=True)
 class FrameTokens:
-    """The tokens of a batch's frames, ready to be looked at.
+    """Tokens for every layer; layer i takes entry i of ``weights`` and of ``keys_values``.
 
-    Args:
-        features: of the videos.
-        audio_proj: maps audio tokens to the width of the visual ones; None for a model without
-            sound.
-        blocks: the cross-attentions.
-        savings: which savings to take.
-        prepared: where folded weights are kept; None where gradients are wanted, which also means
-            that nothing is folded.
+    Attributes:
+        visual: ``[F, Nv, Wv]`` of all frames.
+        audio: ``[F, Na, Wa]``, or None without sound.
+        index: int64 ``[M]``, the frame that each row attends to; None: row m to frame m.
+        visual_lengths, audio_lengths: int32 ``[F]`` valid tokens; None: all.
+        weights: per layer what replaces its own weights, by the names of
+            :func:`tdc_kernels.cross_attention`; empty: nothing.
+        keys_values: per layer keys and values ``[M, N, Dq]``, in place of the tokens if computed
+            beforehand; ``mask``: bool ``[M, 1, 1, N]``, True = valid, None = all.
     """
 
-    def __init__(
-        self,
-        features: VideoFeatures,
-        audio_proj: nn.Linear | None,
-        blocks: Sequence[CrossAttention],
-        savings: Savings,
-        prepared: Prepared | None,
-    ) -> None:
-        self.features: VideoFeatures | None = features
-        self.audio_proj = audio_proj
-        self.blocks = blocks
-        self.prepared = prepared
-        self.savings = savings
-        self.token_map = features.token_map
-        self.visual, self.audio = features.visual, features.audio if audio_proj else None
-        self.visual_lengths = lengths_tensor(features.visual_lengths, features.visual)
-        self.audio_lengths = None
-        self.of_visual: list[Pair] | None = None
-        self.of_audio: list[Pair] | None = None
-        if features.token_map is not None:
-            if prepared is not None and savings.fold_projector:
-                self.of_visual = self._folded("visual", features.token_map, None)
-            else:
-                self.visual = features.tokens(dtype=blocks[0].key.weight.dtype)
-        if self.audio is not None and audio_proj is not None:
-            self.audio_lengths = lengths_tensor(features.audio_lengths, self.audio)
-            if prepared is not None and savings.fold_audio:
-                self.of_audio = self._folded("audio", audio_proj.weight, audio_proj.bias)
-                self.audio = self._kept("audio tokens", [self.audio], self._with_ones)
-            else:
-                self.audio = audio_proj(self.audio.to(audio_proj.weight.dtype))
+    visual: Tensor
+    audio: Tensor | None = None
+    index: Tensor | None = None
+    visual_lengths: Tensor | None = None
+    audio_lengths: Tensor | None = None
+    weights: Sequence[dict[str, Tensor]] = ()
+    keys_values: Sequence[Pair | None] = ()
+    mask: Tensor | None = None
 
     def tensors(self) -> dict[str, Tensor | None]:
-        """What :meth:`look` reads of the video."""
+        """What depends on the video."""
         return {name: getattr(self, name) for name in TENSORS}
 
-    def over(self, tensors: Mapping[str, Tensor | None]) -> FrameTokens:
-        """The same weights over other tensors of the same kinds, of no particular video."""
-        other = copy.copy(self)
-        other.features = None
-        for name in TENSORS:
-            setattr(other, name, tensors[name])
-        return other
+    def arguments(self, layer: int) -> dict[str, Any]:
+        """Of a layer's cross-attention, beside the queries."""
+        return self.tensors() | (self.weights[layer] if self.weights else {})
 
-    def look(self, index: Tensor) -> Look:
-        """Cross-attention of rows over the frames ``index [M]``."""
-        if self.savings.joint_keys_values and self.prepared is not None:
-            return self._look_at_keys_values(index)
-        rows = {
-            "index": index,
-            "visual_lengths": self.visual_lengths,
-            "audio_lengths": self.audio_lengths,
-        }
+    def select(self, rows: Tensor) -> FrameTokens:
+        """Some of the rows."""
+        assert self.index is not None
+        return replace(
+            self,
+            index=self.index[rows],
+            keys_values=[pair and (pair[0][rows], pair[1][rows]) for pair in self.keys_values],
+            mask=None if self.mask is None else self.mask[rows],
+        )
 
-        def look(block: CrossAttention, x: Tensor) -> Tensor:
-            number = self.blocks.index(block)
-            weights: dict[str, Any] = {}
-            if self.of_visual is not None:
-                weights["w_key"], weights["w_value"] = self.of_visual[number]
-            key, value = self._of_audio(number)
-            if self.audio is not None and (self.of_visual is not None or self.of_audio is not None):
-                weights |= {"w_key_audio": key, "w_value_audio": value}
-            return block(x, self.visual, self.audio, **weights, **rows)
 
-        return look
+def folded_weights(
+    cache: TensorCache,
+    blocks: Blocks,
+    token_map: Tensor | None,
+    audio_proj: nn.Linear | None,
+    heard: bool,
+) -> list[dict[str, Tensor]]:
+    """``FrameTokens.weights`` for tokens that are still in front of a map.
 
-    def _of_audio(self, number: int) -> Pair:
-        return (self.of_audio or self._own())[number]
+    Args:
+        cache: where they are kept.
+        token_map: of the visual tokens; None: they are final.
+        audio_proj: of the audio tokens, which then come :func:`with_ones`; None: they are final.
+        heard: whether there are audio tokens.
+    """
+    own = [None if b is None else (b.key.weight, b.value.weight) for b in blocks]
+    visual: list[Pair | None] = [None] * len(own)
+    audio: list[Pair | None] = visual
+    if token_map is not None:
+        visual, audio = _folded(cache, "visual weights", own, token_map), own
+    if audio_proj is not None:
+        audio = _folded(cache, "audio weights", own, audio_proj.weight, audio_proj.bias)
+    weights: list[dict[str, Tensor]] = []
+    for of_visual, of_audio in zip(visual, audio, strict=True):
+        weights.append({})
+        if of_visual is not None:
+            weights[-1] |= zip(("w_key", "w_value"), of_visual, strict=True)
+        if of_audio is not None and heard:
+            weights[-1] |= zip(("w_key_audio", "w_value_audio"), of_audio, strict=True)
+    return weights
 
-    def _own(self) -> list[Pair]:
-        return [(block.key.weight, block.value.weight) for block in self.blocks]
 
-    def _kept(self, name: str, sources: Sequence[Tensor], compute: Callable[[], Any]) -> Any:
-        assert self.prepared is not None
-        if not self.savings.cache:
-            return compute()
-        return self.prepared.get(name, sources, compute)
+def _folded(
+    cache: TensorCache,
+    name: str,
+    own: list[Pair | None],
+    weight: Tensor,
+    bias: Tensor | None = None,
+) -> list[Pair | None]:
+    """Weights of all layers for tokens that the map ``weight``, ``bias`` is still before; the bias
+    becomes a column for a token's 1."""
 
-    def _folded(self, name: str, weight: Tensor, bias: Tensor | None) -> list[Pair]:
-        """Weights of all blocks for tokens that the map ``weight``, ``bias`` is still before; the
-        bias becomes a column for a token's 1."""
+    def compute() -> list[Pair | None]:
+        acc = torch.promote_types(weight.dtype, torch.float32)
+        columns = [weight.to(acc)] + ([] if bias is None else [bias.to(acc)[:, None]])
+        projection = torch.cat(columns, dim=1)
+        projection = F.pad(projection, (0, -projection.shape[1] % ALIGN))
 
-        def compute() -> list[Pair]:
-            acc = torch.promote_types(weight.dtype, torch.float32)
-            columns = [weight.to(acc)] + ([] if bias is None else [bias.to(acc)[:, None]])
-            projection = torch.cat(columns, dim=1)
-            projection = F.pad(projection, (0, -projection.shape[1] % ALIGN))
-            return [
-                (
-                    (key.to(acc) @ projection).to(key.dtype),
-                    (value.to(acc) @ projection).to(key.dtype),
-                )
-                for key, value in self._own()
-            ]
+        def fold(w: Tensor) -> Tensor:
+            return (w.to(acc) @ projection).to(w.dtype)
 
-        assert self.prepared is not None
-        own = [w for pair in self._own() for w in pair]
-        sources = [weight, *([] if bias is None else [bias]), *own]
-        return self.prepared.get(f"{name} weights", sources, compute)
+        return [pair and (fold(pair[0]), fold(pair[1])) for pair in own]
 
-    def _with_ones(self) -> Tensor:
-        """``[F, Na, Ca]`` with a column of ones behind, padded with zeros."""
-        assert self.features is not None and self.features.audio is not None
-        audio = F.pad(self.features.audio, (0, 1), value=1.0)
-        return F.pad(audio, (0, -audio.shape[2] % ALIGN))
+    layers = [w for pair in own if pair for w in pair]
+    return cache.get(name, [weight, *([] if bias is None else [bias]), *layers], compute)
 
-    def _look_at_keys_values(self, index: Tensor) -> Look:
-        keys_values, mask = self._kept_keys_values(index)
 
-        def look(block: CrossAttention, x: Tensor) -> Tensor:
-            keys, values = keys_values[self.blocks.index(block)]
-            return block.attend(x, keys, values, mask)
+def with_ones(audio: Tensor) -> Tensor:
+    """``[F, Na, Ca]`` with a column of ones behind, padded with zeros."""
+    audio = F.pad(audio, (0, 1), value=1.0)
+    return F.pad(audio, (0, -audio.shape[2] % ALIGN))
 
-        return look
 
-    def _kept_keys_values(self, index: Tensor) -> tuple[list[Pair], Tensor | None]:
-        """Per block keys and values ``[M, N, Dq]``, and which of the N tokens count (None: all)."""
-        assert self.prepared is not None and self.features is not None
-        features = self.features
-        tokens = [x for x in (features.visual, features.audio, features.token_map) if x is not None]
-        layers = [m for block in self.blocks for m in (block.key, block.value)]
-        layers += [] if self.audio_proj is None else [self.audio_proj]
-        sources = [*tokens, *(p for layer in layers for p in layer.parameters())]
+def sources(frames: FrameTokens, blocks: Blocks) -> list[Tensor]:
+    """What keys and values are computed from."""
+    layers = [p for b in blocks if b for m in (b.key, b.value) for p in m.parameters()]
+    folded = [w for layer in frames.weights for w in layer.values()]
+    return [x for x in (frames.visual, frames.audio) if x is not None] + layers + folded
 
-        def compute() -> tuple[list[Pair], Tensor | None]:
-            parts, seen = [], []
-            for tokens, lengths, folded in (
-                (self.visual, self.visual_lengths, self.of_visual),
-                (self.audio, self.audio_lengths, self.of_audio),
-            ):
-                if tokens is None:
-                    continue
-                pairs = folded or self._own()
-                weight = torch.cat([w for pair in pairs for w in pair])  # [blocks * 2 * Dq, D]
-                parts.append(_in_parts(tokens, index, weight))
-                places = torch.arange(tokens.shape[1], device=tokens.device)
-                stop = tokens.shape[1] if lengths is None else lengths[index][:, None]
-                seen.append((places < stop).expand(len(index), -1))
-            biases = [b for block in self.blocks for b in (block.key.bias, block.value.bias)]
-            mapped = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
-            mapped += torch.cat([b.detach() for b in biases])
-            mapped = mapped.unflatten(2, (len(self.blocks), 2, -1))  # [M, N, blocks, 2, Dq]
-            pairs = [(mapped[:, :, i, 0], mapped[:, :, i, 1]) for i in range(len(self.blocks))]
-            every = self.visual_lengths is None and self.audio_lengths is None
-            return pairs, None if every else torch.cat(seen, dim=1)[:, None, None]
 
-        if not self.savings.cache:
-            return compute()
-        key = (tuple(index.tolist()), features.visual_lengths, features.audio_lengths)
-        return self.prepared.get("keys and values", sources, compute, key)
+def keys_values(frames: FrameTokens, blocks: Blocks) -> tuple[list[Pair | None], Tensor | None]:
+    """``FrameTokens.keys_values`` and ``mask``, of all layers by one product per kind of token."""
+    assert frames.index is not None
+    used = [(b, frames.arguments(layer)) for layer, b in enumerate(blocks) if b is not None]
+    parts, seen = [], []
+    for tokens, lengths, kind in (
+        (frames.visual, frames.visual_lengths, ""),
+        (frames.audio, frames.audio_lengths, "_audio"),
+    ):
+        if tokens is None:
+            continue
+        weights = [
+            given.get(f"w_{name}{kind}", getattr(block, name).weight)
+            for block, given in used
+            for name in ("key", "value")
+        ]
+        parts.append(_in_parts(tokens, frames.index, torch.cat(weights)))  # [M, N, layers * 2 * Dq]
+        places = torch.arange(tokens.shape[1], device=tokens.device)
+        stop = tokens.shape[1] if lengths is None else lengths[frames.index][:, None]
+        seen.append((places < stop).expand(len(frames.index), -1))
+    mapped = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+    mapped += torch.cat([m.bias.detach() for block, _ in used for m in (block.key, block.value)])
+    mapped = mapped.unflatten(2, (len(used), 2, -1))  # [M, N, layers, 2, Dq]
+    pairs = iter([(one[:, :, 0], one[:, :, 1]) for one in mapped.unbind(2)])
+    every = frames.visual_lengths is None and frames.audio_lengths is None
+    mask = None if every else torch.cat(seen, dim=1)[:, None, None]
+    return [None if b is None else next(pairs) for b in blocks], mask
 
 
 def _in_parts(tokens: Tensor, index: Tensor, weight: Tensor, frames: int = 16) -> Tensor:

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tdc_kernels import nn as kernels
 
+from .frame_tokens import FrameTokens, Pair
 from .self_attention import self_attention
 from .speedups import Savings
 
@@ -80,18 +81,19 @@ class CrossAttention(kernels.CrossAttention):
         super().__init__(hidden_size, encoder_width, num_heads)
         self.norm = nn.LayerNorm(hidden_size, eps=eps)
 
-    def forward(
-        self, x: Tensor, visual: Tensor, audio: Tensor | None = None, **rows: Any
-    ) -> Tensor:
-        """``x [M, K, Dq]``; ``rows``: index and lengths, see ``tdc_kernels.cross_attention``."""
-        return self.norm(x + super().forward(x, visual, audio, **rows))
+    def forward(self, x: Tensor, frames: FrameTokens, layer: int) -> Tensor:  # type: ignore[override]
+        """``x [M, K, Dq]``; of ``frames`` the entries of one layer."""
+        if frames.keys_values:
+            attended = self._attend(x, frames.keys_values[layer], frames.mask)
+        else:
+            attended = super().forward(x, **frames.arguments(layer))
+        return self.norm(x + attended)
 
-    def attend(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        """The same over keys and values ``[M, N, Dq]`` that are there already; ``mask`` bool
-        ``[M, 1, 1, N]``, True = may be seen."""
-        q, k, v = (split_heads(t, self.num_heads) for t in (self.query(x), keys, values))
+    def _attend(self, x: Tensor, keys_values: Pair | None, mask: Tensor | None) -> Tensor:
+        assert keys_values is not None
+        q, k, v = (split_heads(t, self.num_heads) for t in (self.query(x), *keys_values))
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.norm(x + self.out(attended.transpose(1, 2).flatten(2)))
+        return self.out(attended.transpose(1, 2).flatten(2))
 
 
 class FeedForward(nn.Module):
@@ -126,7 +128,8 @@ class QFormerLayer(nn.Module):
         x: Tensor,
         num_queries: int,
         mask: Tensor | None,
-        look: Callable[[CrossAttention, Tensor], Tensor],
+        frames: FrameTokens,
+        layer: int,
         group: Tensor | None = None,
         last: bool = False,
         pieces: bool = False,
@@ -135,7 +138,8 @@ class QFormerLayer(nn.Module):
 
         Args:
             x: ``[M, K + T, Dq]``, queries before text.
-            look: a cross-attention and its queries ``[M, K, Dq]`` to their new value.
+            frames: what the queries attend to, if the layer has cross-attention.
+            layer: its own number.
             group: ``[M]``: ``x`` and ``mask`` hold one entry per anchor, and row m goes on with
                 entry ``group[m]`` from the cross-attention on.
             last: the text rows are not needed any more.
@@ -148,13 +152,12 @@ class QFormerLayer(nn.Module):
         x = apply(self.attention, x, mask, num_queries if last else None)
         queries, text = x[:, :num_queries], x[:, num_queries:]
         if text.shape[1] > 0 or torch.is_grad_enabled():
-            text = apply(
-                self.ffn_text, text, None
-            )  # of no rows: gradients of zero, as optimizers expect
+            # Of no rows: gradients of zero, as optimizers expect.
+            text = apply(self.ffn_text, text, None)
         if group is not None:
             queries, text = queries[group], text[group]
         if self.cross_attention is not None:
-            queries = look(self.cross_attention, queries)
+            queries = self.cross_attention(queries, frames, layer)
         queries = apply(self.ffn_query, queries, None)
         return torch.cat([queries, text], dim=1)
 
@@ -179,50 +182,36 @@ class QFormer(nn.Module):
         )
         self.gradient_checkpointing = False  # transformers' name: gradient_checkpointing_enable()
 
-    def cross_attentions(self) -> list[CrossAttention]:
-        """Those of all layers that have one, in order."""
+    def cross_attentions(self) -> list[CrossAttention | None]:
+        """That of every layer."""
         blocks = (layer.cross_attention for layer in self.layers)
-        return [block for block in blocks if isinstance(block, CrossAttention)]
+        return [block if isinstance(block, CrossAttention) else None for block in blocks]
 
     def forward(
         self,
         queries: Tensor,
-        visual: Tensor | None = None,
-        audio: Tensor | None = None,
+        frames: FrameTokens,
         *,
         question_ids: Tensor | None = None,
         question_mask: Tensor | None = None,
         group: Tensor | None = None,
-        index: Tensor | None = None,
-        visual_lengths: Tensor | None = None,
-        audio_lengths: Tensor | None = None,
-        look: Callable[[CrossAttention, Tensor], Tensor] | None = None,
         savings: Savings | None = None,
     ) -> Tensor:
         """One call for all dynamic frames of all videos.
 
         Args:
             queries: ``[M, K, Dq]``, one group per dynamic frame; with ``group`` ``[A, K, Dq]``.
-            visual: ``[F, Nv, D]`` tokens of all frames; ``audio``: ``[F, Na, D]`` or None.
+            frames: what the queries attend to.
             question_ids: ``[M, T]`` int64 question tokens of each row's video, or None; with
                 ``group`` ``[A, T]``.
             question_mask: like them, bool, False on padding; None when nothing is padded.
             group: int64 ``[M]``, which of A entries (one per anchor) a row starts from.
-            index: ``[M]`` frame number of each row; ``*_lengths``: ``[F]`` valid tokens.
-            look: in place of the tokens, their lengths and index: a cross-attention and its queries
-                to the queries' new value, see :class:`tdc.compressor.frame_tokens.FrameTokens`.
 
         Returns:
             ``[M, K, Dq]`` hidden states of the queries.
         """
 
         savings = savings or Savings()
-        if look is None:
-            rows = {"visual_lengths": visual_lengths, "audio_lengths": audio_lengths}
-
-            def look(block: CrossAttention, x: Tensor) -> Tensor:
-                return block(x, visual, audio, index=index, **rows)
-
         if group is not None and not savings.share_first_layer:
             queries = queries[group]
             question_ids = None if question_ids is None else question_ids[group]
@@ -237,7 +226,7 @@ class QFormer(nn.Module):
         x = self.embeddings_norm(queries)
         for number, layer in enumerate(self.layers):
             last = savings.skip_dead_rows and number == len(self.layers) - 1
-            args = (x, num_queries, mask, look, group, last, savings.pieces)
+            args = (x, num_queries, mask, frames, number, group, last, savings.pieces)
             if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
                 x = checkpoint(layer, *args, use_reentrant=False)
             else:

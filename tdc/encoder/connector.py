@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..tensor_cache import Prepared
-from .geometry import Box, to_windows, window_mask, window_side
+from ..tensor_cache import TensorCache
+from .geometry import kept_box, to_windows, window_mask, window_side
+from .visual_tokens import VisualTokens
 from .window_attention import absorbed_attention, absorbing_pays, window_attention
 
 
@@ -167,7 +168,7 @@ class SVAConnector(nn.Module):
             nn.Linear(output_size, output_size),
         )
         self.image_newline = nn.Parameter(torch.empty(output_size))
-        self.prepared = Prepared()
+        self.cache = TensorCache()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -185,15 +186,54 @@ class SVAConnector(nn.Module):
         mask = torch.cat(masks, dim=-1)
         return None if bool(mask.all()) else mask
 
+    def forward(
+        self,
+        siglip: Tensor,
+        dinov2: Tensor,
+        size: tuple[int, int],
+        chunk_size: int | None = 16,
+    ) -> VisualTokens:
+        """Frame tokens: the grid, cropped to the picture, with a newline token behind each row.
+
+        Args:
+            siglip, dinov2, chunk_size: as for :meth:`grid_tokens`.
+            size: (width, height) of all frames.
+
+        Returns:
+            ``[F, rows * (cols + 1), W]`` row-major, with :meth:`token_map` still to be applied. W
+            is D + 2 rounded up to a multiple of 8: column D is 1 in cells, for the bias, and column
+            D + 1 is 1 in a row's last token, the newline.
+        """
+        hidden = self._hidden_grid(siglip, dinov2, self.window_mask(*size), chunk_size)
+        frames, _, width = hidden.shape
+        box = kept_box(*size, self.output_grid)
+        cells = hidden.unflatten(1, (self.output_grid, self.output_grid))
+        cells = cells[:, box.row0 : box.row1, box.col0 : box.col1]
+        tokens = hidden.new_zeros(frames, box.rows, box.cols + 1, _map_width(width))
+        tokens[:, :, :-1, :width] = cells
+        tokens[:, :, :-1, width] = 1
+        tokens[:, :, -1, width + 1] = 1
+        return VisualTokens(tokens.flatten(1, 2), self.token_map())
+
+    def token_map(self) -> Tensor:
+        """``[D, W]``: the projector's last layer, its bias and the newline token, as one matrix."""
+        weight, bias = (self.projector.get_parameter(f"2.{n}") for n in ("weight", "bias"))
+
+        def compute() -> Tensor:
+            joined = torch.cat([weight, bias[:, None], self.image_newline[:, None].to(bias)], dim=1)
+            return F.pad(joined, (0, _map_width(weight.shape[1]) - joined.shape[1]))
+
+        # The same tensor for every video: what is folded from it is kept as long as it is the same.
+        return self.cache.get("token_map", [weight, bias, self.image_newline], compute)
+
     def grid_tokens(
         self,
         siglip: Tensor,
         dinov2: Tensor,
         window_mask: Tensor | None = None,
         chunk_size: int | None = 16,
-        project: bool = True,
     ) -> Tensor:
-        """Every cell's token, padding included.
+        """Every cell's final token, padding included.
 
         Args:
             siglip: ``[F, token_grids[0]**2, C0]``.
@@ -201,7 +241,6 @@ class SVAConnector(nn.Module):
             window_mask: bool ``[P, K]`` for all frames or ``[F, P, K]``, see :meth:`window_mask`.
             chunk_size: frames worked on at a time. At the paper's widths a frame's intermediates
                 take about 50 MB in fp32. None: all at once.
-            project: False leaves out the projector's last layer, see :meth:`token_map`.
 
         Returns:
             ``[F, output_grid**2, D]``.
@@ -209,6 +248,12 @@ class SVAConnector(nn.Module):
         Raises:
             ValueError: the two towers' frame counts differ, or a token count is not its grid's.
         """
+        return self.projector[-1](self._hidden_grid(siglip, dinov2, window_mask, chunk_size))
+
+    def _hidden_grid(
+        self, siglip: Tensor, dinov2: Tensor, window_mask: Tensor | None, chunk_size: int | None
+    ) -> Tensor:
+        """The grid before the projector's last layer."""
         frames = siglip.shape[0]
         if dinov2.shape[0] != frames:
             raise ValueError(f"dinov2 must have siglip's {frames} frames, got {dinov2.shape[0]}")
@@ -223,12 +268,10 @@ class SVAConnector(nn.Module):
             mask = window_mask
             if mask is not None and mask.shape[0] > 1:
                 mask = mask[part]
-            chunks.append(self._chunk_tokens(siglip[part], dinov2[part], mask, project))
+            chunks.append(self._hidden_chunk(siglip[part], dinov2[part], mask))
         return chunks[0] if len(chunks) == 1 else torch.cat(chunks)
 
-    def _chunk_tokens(
-        self, siglip: Tensor, dinov2: Tensor, mask: Tensor | None, project: bool
-    ) -> Tensor:
+    def _hidden_chunk(self, siglip: Tensor, dinov2: Tensor, mask: Tensor | None) -> Tensor:
         projected = [
             projector(tokens)  # [F, T_i, V]
             for projector, tokens in zip(self.aux_projectors, (siglip, dinov2), strict=True)
@@ -244,8 +287,7 @@ class SVAConnector(nn.Module):
             for layer in layers:  # type: ignore[attr-defined]
                 x = layer(x, context, windows, mask)
             groups.append(self._resize(x))
-        projector = self.projector if project else self.projector[:-1]
-        return projector(torch.cat(groups, dim=-1))
+        return self.projector[:-1](torch.cat(groups, dim=-1))
 
     def _resize(self, x: Tensor) -> Tensor:
         if self.output_grid == self.query_grid:
@@ -254,58 +296,6 @@ class SVAConnector(nn.Module):
         size = (self.output_grid, self.output_grid)
         maps = F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
         return maps.flatten(2).transpose(1, 2).to(x.dtype)
-
-    def frame_tokens(self, grid: Tensor, box: Box, frame_positions: Tensor | None = None) -> Tensor:
-        """Crop to the picture and close every row with the newline token.
-
-        Args:
-            grid: ``[F, output_grid**2, D]`` from :meth:`grid_tokens`.
-            box: ``kept_box(width, height, output_grid)``.
-            frame_positions: ``[F, D]`` vectors added to all of a frame's tokens, or None.
-
-        Returns:
-            ``[F, rows * (cols + 1), D]``, row-major.
-        """
-        frames, _, width = grid.shape
-        cells = grid.unflatten(1, (self.output_grid, self.output_grid))
-        cells = cells[:, box.row0 : box.row1, box.col0 : box.col1]
-        newline = self.image_newline.to(grid.dtype).expand(frames, box.rows, 1, width)
-        tokens = torch.cat([cells, newline], dim=2).flatten(1, 2)  # [F, rows * (cols + 1), D]
-        if frame_positions is not None:
-            tokens = tokens + frame_positions.to(tokens)[:, None]
-        return tokens
-
-    def unprojected_frame_tokens(self, grid: Tensor, box: Box) -> Tensor:
-        """The same for a grid without the projector's last layer: what :meth:`token_map` maps to
-        :meth:`frame_tokens`.
-
-        Args:
-            grid: ``[F, output_grid**2, D]`` from :meth:`grid_tokens` with ``project=False``.
-            box: ``kept_box(width, height, output_grid)``.
-
-        Returns:
-            ``[F, rows * (cols + 1), W]``, W = D + 2 rounded up to a multiple of 8. Column D is 1 in
-            cells, for the bias; column D + 1 is 1 in a row's last token, the newline.
-        """
-        frames, _, width = grid.shape
-        cells = grid.unflatten(1, (self.output_grid, self.output_grid))
-        cells = cells[:, box.row0 : box.row1, box.col0 : box.col1]
-        tokens = grid.new_zeros(frames, box.rows, cells.shape[2] + 1, _map_width(width))
-        tokens[:, :, :-1, :width] = cells
-        tokens[:, :, :-1, width] = 1
-        tokens[:, :, -1, width + 1] = 1
-        return tokens.flatten(1, 2)
-
-    def token_map(self) -> Tensor:
-        """``[D, W]``: the projector's last layer, its bias and the newline token, as one matrix."""
-        weight, bias = (self.projector.get_parameter(f"2.{n}") for n in ("weight", "bias"))
-
-        def compute() -> Tensor:
-            joined = torch.cat([weight, bias[:, None], self.image_newline[:, None].to(bias)], dim=1)
-            return F.pad(joined, (0, _map_width(weight.shape[1]) - joined.shape[1]))
-
-        # The same tensor for every video: what is folded from it is kept as long as it is the same.
-        return self.prepared.get("token_map", [weight, bias, self.image_newline], compute)
 
 
 def _map_width(width: int) -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is known about a batch of videos before anyone asks a question.
+"""Question-independent features of a batch of videos.
 
 Towers, connector, sound and cuts do not depend on the question: ``encode_video`` computes a
 ``VideoFeatures`` once, ``build_context`` turns it into context tokens for any number of questions.
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..media.sampling import sample_indices
 from .segment import Segmentation, segment
+from .visual_tokens import VisualTokens
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,7 @@ class VideoFeatures:
     """Features of a batch of videos (frames behind each other) and of single images.
 
     Attributes:
-        visual: ``[F, N, D]`` frame tokens (SVA grid, crop, newline column), or what ``token_map``
-            maps to them; ``N`` is the largest of the batch, shorter frames are zero-padded.
+        visual: frame tokens (SVA grid, crop, newline column), ``visual.final()`` as ``[F, N, D]``.
         visual_lengths: valid visual tokens of each frame, ``F`` ints.
         audio: ``[F, Na, Ca]`` BEATs tokens before the audio projection, or None without sound.
         audio_lengths: valid audio tokens of each frame (0 = no sound there), ``F`` ints.
@@ -34,11 +34,9 @@ class VideoFeatures:
         kinds: ``"video"`` or ``"image"`` for each medium, in the order of the placeholders.
         dinov2: ``[F, T, C]`` the cut's features, kept only on request: choosing other frames of the
             same video later (``sample``) needs similarities of pairs that were not neighbours.
-        token_map: ``[D, W]`` if ``visual`` is ``[F, N, W]``, the visual projector's last layer not
-            yet applied: only static frames need it, see :meth:`tokens`. None: ``visual`` is final.
     """
 
-    visual: Tensor
+    visual: VisualTokens
     visual_lengths: tuple[int, ...]
     segmentation: Segmentation
     times: tuple[float, ...]
@@ -47,11 +45,14 @@ class VideoFeatures:
     images: tuple[Tensor, ...] = ()
     kinds: tuple[str, ...] = ("video",)
     dinov2: Tensor | None = field(default=None, repr=False)
-    token_map: Tensor | None = field(default=None, repr=False)
 
     @property
     def cu_frames(self) -> tuple[int, ...]:
         return self.segmentation.cu_frames
+
+    @property
+    def device(self) -> torch.device:
+        return self.visual.values.device
 
     @property
     def num_videos(self) -> int:
@@ -62,20 +63,9 @@ class VideoFeatures:
         audio = self.audio_lengths or (0,) * len(self.visual_lengths)
         return [v + a for v, a in zip(self.visual_lengths, audio, strict=True)]
 
-    def tokens(self, frames: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
-        """``[F, N, D]`` tokens of all frames, or of the frames asked for; ``dtype``: computed in,
-        where they are still to be mapped."""
-        visual = (
-            self.visual if frames is None else self.visual[frames.to(self.visual.device).long()]
-        )
-        if self.token_map is None:
-            return visual
-        dtype = dtype or self.token_map.dtype
-        return torch.nn.functional.linear(visual.to(dtype), self.token_map.to(dtype))
-
     def to(self, device: torch.device | str) -> VideoFeatures:
         """The same on another device; itself when it is there already."""
-        if self.visual.device == torch.device(device):
+        if self.device == torch.device(device):
             return self
         return replace(
             self,
@@ -83,29 +73,26 @@ class VideoFeatures:
             audio=None if self.audio is None else self.audio.to(device),
             images=tuple(image.to(device) for image in self.images),
             dinov2=None if self.dinov2 is None else self.dinov2.to(device),
-            token_map=None if self.token_map is None else self.token_map.to(device),
         )
 
     def take(self, groups: Sequence[Sequence[int]], segmentation: Segmentation) -> VideoFeatures:
         """New videos made of this one's frames: one video per group of frame numbers."""
         rows = [row for group in groups for row in group]
-        index = torch.tensor(rows, dtype=torch.long, device=self.visual.device)
-        contiguous = rows == list(range(rows[0], rows[-1] + 1)) if rows else False
-
-        def pick(x: Tensor) -> Tensor:
-            return x[rows[0] : rows[-1] + 1] if contiguous else x[index]  # a view where possible
+        frames: Tensor | slice = torch.tensor(rows, dtype=torch.long, device=self.device)
+        if rows and rows == list(range(rows[0], rows[-1] + 1)):
+            frames = slice(rows[0], rows[-1] + 1)  # a view where possible
 
         return replace(
             self,
-            visual=pick(self.visual),
+            visual=self.visual.select(frames),
             visual_lengths=tuple(self.visual_lengths[r] for r in rows),
-            audio=None if self.audio is None else pick(self.audio),
+            audio=None if self.audio is None else self.audio[frames],
             audio_lengths=tuple(self.audio_lengths[r] for r in rows) if self.audio_lengths else (),
             times=tuple(self.times[r] for r in rows),
             segmentation=segmentation,
             images=(),
             kinds=("video",) * len(groups),
-            dinov2=None if self.dinov2 is None else pick(self.dinov2),
+            dinov2=None if self.dinov2 is None else self.dinov2[frames],
         )
 
     def split(self, num_segments: int, num_scenes: int, threshold: float | None) -> VideoFeatures:

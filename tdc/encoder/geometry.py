@@ -79,20 +79,6 @@ def frame_token_count(rows: int, cols: int) -> int:
     return rows * (cols + 1)
 
 
-def pool_bins(length: int, num_bins: int) -> list[tuple[int, int]]:
-    """Half-open ranges of adaptive average pooling: ``floor(j n / m) .. ceil((j + 1) n / m)``.
-
-    Uneven and overlapping by one where ``num_bins`` does not divide ``length``; with fewer rows
-    than bins, rows are repeated or averaged.
-
-    Raises:
-        ValueError: ``length`` or ``num_bins`` is not positive.
-    """
-    if length <= 0 or num_bins <= 0:
-        raise ValueError(f"length and num_bins must be positive, got {length} and {num_bins}")
-    return [(j * length // num_bins, -(-(j + 1) * length // num_bins)) for j in range(num_bins)]
-
-
 def to_windows(tokens: Tensor, token_grid: int, query_grid: int) -> Tensor:
     """Cut a row-major token map into ``query_grid x query_grid`` windows.
 

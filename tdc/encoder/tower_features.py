@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the towers gave for one medium: the type between the encoder's two halves."""
+"""Features of one medium after the towers and before the connector."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from ..errors import InputError
 
 @dataclass(frozen=True)
 class TowerFeatures:
-    """What the frozen towers say about one medium: an example may bring this instead of a file.
+    """SigLIP, DINOv2 and BEATs tokens of one medium.
+
+    ``VideoEncoder.towers`` returns a list of these and ``VideoEncoder.connect`` takes one; a
+    training example may bring its own instead of a file.
 
     Attributes:
         siglip, dinov2: ``[F, tower_grid**2, C]``.
@@ -39,6 +42,19 @@ class TowerFeatures:
                 f"tower features are {list(self.siglip.shape)} and {list(self.dinov2.shape)}; "
                 "expected [F, tower_grid**2, C] with the same F and grid"
             )
+
+    def __len__(self) -> int:
+        """Frames."""
+        return len(self.siglip)
+
+    def frame_times(self) -> Sequence[float]:
+        return range(len(self)) if self.times is None else self.times
+
+    def heard_lengths(self) -> list[int]:
+        """Valid audio tokens of each frame."""
+        if self.audio is None:
+            return [0] * len(self)
+        return list(self.audio_lengths or [self.audio.shape[1]] * len(self))
 
     def to(self, device: Any) -> TowerFeatures:
         audio = None if self.audio is None else self.audio.to(device)

@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -16,9 +19,12 @@ from .audio_tokens import audio_tokens
 from .beats import BEATs, BEATsConfig
 from .connector import SVAConnector, frame_position_table
 from .features import VideoFeatures
-from .geometry import kept_box
 from .segment import segment
+from .tower_features import TowerFeatures
 from .towers import VisionTower
+from .visual_tokens import VisualTokens
+
+Sound = tuple[Tensor, list[int]]  # tokens of every frame, and how many of them are valid
 
 
 class VideoEncoder(nn.Module):
@@ -59,7 +65,11 @@ class VideoEncoder(nn.Module):
         """Width of the audio tokens; None for a model without sound."""
         return None if self.beats is None else self.beats.config.encoder_embed_dim
 
-    def forward(
+    def forward(self, *, keep_dinov2: bool = False, **media: Any) -> VideoFeatures:
+        """Encode a batch of videos and images: :meth:`towers`, then :meth:`connect`."""
+        return self.connect(self.towers(**media), keep_dinov2=keep_dinov2)
+
+    def towers(
         self,
         siglip_pixels: Tensor,
         dinov2_pixels: Tensor,
@@ -70,10 +80,8 @@ class VideoEncoder(nn.Module):
         media_seconds: Sequence[int] | Tensor | None = None,
         waveforms: Tensor | None = None,
         waveform_lengths: Sequence[int] | Tensor | None = None,
-        keep_dinov2: bool = False,
-        project: bool = True,
-    ) -> VideoFeatures:
-        """Encode a batch of videos and images.
+    ) -> list[TowerFeatures]:
+        """What SigLIP, DINOv2 and BEATs make of each medium; no graph where they are frozen.
 
         Args:
             siglip_pixels: ``[F, 3, 384, 384]`` of all media behind each other: uint8, or floats
@@ -86,56 +94,49 @@ class VideoEncoder(nn.Module):
                 (the released audio alignment counts in them); default: the last frame's second.
             waveforms: fp32 ``[media, samples]`` at 16 kHz, zero-padded; None without sound.
             waveform_lengths: samples of each medium, 0 = no sound.
-            project: False leaves the visual projector's last layer to whoever reads the tokens of
-                videos (``VideoFeatures.token_map``), where gradients are not wanted and no frame
-                positions are added.
+
+        Raises:
+            InputError: a model that was saved without vision towers.
         """
         if self.siglip is None or self.dinov2 is None:
             raise InputError(
                 "this model was saved without vision towers, so it cannot look at pixels; convert "
                 "it again with --siglip and --dinov2, or start from tower features "
-                "(encode_features)"
+                "(VideoEncoder.connect)"
             )
         frames = _ints(media_frames)
-        audio = None
+        times = _split(_floats(frame_times), frames)
+        sounds: list[Sound | None] = [None] * len(frames)
         if waveforms is not None and waveform_lengths is not None and self.beats is not None:
-            sounds = [
-                waveform[:length] if length else None
-                for waveform, length in zip(waveforms, _ints(waveform_lengths), strict=True)
-            ]
-            with stage("BEATs"):
-                audio = self.encode_audio(
-                    sounds,
-                    _split(_floats(frame_times), frames),
-                    None if media_seconds is None else _ints(media_seconds),
-                )
-        with stage("SigLIP"):
-            siglip_tokens = self.siglip(siglip_pixels)
-        with stage("DINOv2"):
-            dinov2_tokens = self.dinov2(dinov2_pixels)
-        return self.encode_features(
-            siglip_tokens,
-            dinov2_tokens,
-            frames,
-            [tuple(size) for size in torch.as_tensor(media_sizes).tolist()],
-            [bool(v) for v in _ints(media_is_video)],
-            _floats(frame_times),
-            audio,
-            keep_dinov2=keep_dinov2,
-            project=project,
-        )
+            samples = _ints(waveform_lengths)
+            heard = [w[:n] if n else None for w, n in zip(waveforms, samples, strict=True)]
+            seconds = None if media_seconds is None else _ints(media_seconds)
+            with stage("BEATs"), graph_if_wanted(self.beats, waveforms):
+                sounds = self.encode_audio(heard, times, seconds)
+        with stage("SigLIP"), graph_if_wanted(self.siglip, siglip_pixels):
+            siglip = self.siglip(siglip_pixels).split(frames)
+        with stage("DINOv2"), graph_if_wanted(self.dinov2, dinov2_pixels):
+            dinov2 = self.dinov2(dinov2_pixels).split(frames)
+        sizes = [(int(w), int(h)) for w, h in torch.as_tensor(media_sizes).tolist()]
+        is_video = _ints(media_is_video)
+        media = []
+        for i, sound in enumerate(sounds):
+            audio, lengths = sound or (None, None)
+            features = siglip[i], dinov2[i], sizes[i], times[i], audio, lengths
+            media.append(TowerFeatures(*features, is_video=bool(is_video[i])))
+        return media
 
     def encode_audio(
         self,
         waveforms: Sequence[Tensor | None],
         frame_times: Sequence[Sequence[float]],
         seconds: Sequence[int] | None = None,
-    ) -> list[tuple[Tensor, list[int]] | None]:
+    ) -> list[Sound | None]:
         """Per medium ``[L, 50, Ca]`` tokens and valid ones of each frame; None without sound."""
         config = self.config
         if self.beats is None:
             raise InputError("this model has no audio encoder (config.audio_config is None)")
-        encoded: list[tuple[Tensor, list[int]] | None] = []
+        encoded: list[Sound | None] = []
         for number, (waveform, times) in enumerate(zip(waveforms, frame_times, strict=True)):
             if waveform is None:
                 encoded.append(None)
@@ -160,141 +161,99 @@ class VideoEncoder(nn.Module):
             encoded.append((tokens, lengths))
         return encoded
 
-    def encode_features(
-        self,
-        siglip: Tensor,
-        dinov2: Tensor,
-        media_frames: Sequence[int],
-        media_sizes: Sequence[Sequence[int]],
-        media_is_video: Sequence[bool],
-        frame_times: Sequence[float],
-        audio: Sequence[tuple[Tensor, list[int]] | None] | None = None,
-        *,
-        keep_dinov2: bool = False,
-        project: bool = True,
+    def connect(
+        self, media: Sequence[TowerFeatures], *, keep_dinov2: bool = False
     ) -> VideoFeatures:
-        """The same from tower outputs.
+        """Tower features of a batch of videos and images to what the compressor takes.
 
         Args:
-            siglip, dinov2: ``[F, tower_grid**2, C]``.
-            audio: per medium what :meth:`encode_audio` returns.
+            media: in the order of the placeholders.
+            keep_dinov2: see :meth:`tdc.model.TDCForConditionalGeneration.encode_video`.
         """
         config = self.config
-        project = project or config.frame_positions is not None or torch.is_grad_enabled()
-        with stage("connector"):
-            tokens = self._all_frame_tokens(
-                siglip, dinov2, media_frames, media_sizes, media_is_video, project
-            )
-        videos = [i for i, is_video in enumerate(media_is_video) if is_video]
-        rows = [r for i in videos for r in _range(media_frames, i)]
-        cu_frames = [0]
-        for i in videos:
-            cu_frames.append(cu_frames[-1] + media_frames[i])
-        visual, lengths = _pad_stack([tokens[i] for i in videos], siglip, self.config.hidden_size)
-        video_dinov2 = dinov2 if len(rows) == len(dinov2) else dinov2[rows]
-        sound, sound_lengths = self._stack_audio(audio, videos, media_frames)
+        towers = [x for medium in media for x in (medium.siglip, medium.dinov2)]
+        with stage("connector"), graph_if_wanted(self.connector, *towers):
+            tokens = self._visual_tokens(media)
+        pairs = list(zip(media, tokens, strict=True))
+        videos = [medium for medium in media if medium.is_video]
+        visual = [t for medium, t in pairs if medium.is_video]
+        dinov2 = _join([video.dinov2 for video in videos]) if videos else media[0].dinov2[:0]
         with stage("segmentation"):
             segmentation = segment(
-                video_dinov2.detach(), config.num_scenes, cu_frames, config.similarity_threshold
+                dinov2.detach(),
+                config.num_scenes,
+                [0, *accumulate(len(video) for video in videos)],
+                config.similarity_threshold,
             )
+        nothing = VisualTokens(dinov2.new_zeros(0, 0, config.hidden_size))
+        audio, audio_lengths = self._stack_audio(videos)
         return VideoFeatures(
-            visual=visual,
-            visual_lengths=lengths,
+            visual=VisualTokens.join(visual) if visual else nothing,
+            visual_lengths=tuple(t.values.shape[1] for t in visual for _ in range(len(t.values))),
             segmentation=segmentation,
-            times=tuple(float(frame_times[r]) for r in rows),
-            audio=sound,
-            audio_lengths=sound_lengths,
-            images=tuple(
-                t[0] for t, is_video in zip(tokens, media_is_video, strict=True) if not is_video
-            ),
-            kinds=tuple("video" if is_video else "image" for is_video in media_is_video),
-            dinov2=video_dinov2 if keep_dinov2 else None,
-            token_map=None if project or not videos else self.connector.token_map(),
+            times=tuple(float(time) for video in videos for time in video.frame_times()),
+            audio=audio,
+            audio_lengths=audio_lengths,
+            images=tuple(t.final()[0] for medium, t in pairs if not medium.is_video),
+            kinds=tuple("video" if medium.is_video else "image" for medium in media),
+            dinov2=dinov2 if keep_dinov2 else None,
         )
 
-    def _all_frame_tokens(
-        self,
-        siglip: Tensor,
-        dinov2: Tensor,
-        media_frames: Sequence[int],
-        media_sizes: Sequence[Sequence[int]],
-        media_is_video: Sequence[bool],
-        project: bool,
-    ) -> list[Tensor]:
-        """``[L, N, D]`` tokens of each medium. Media of one kind and size are cropped alike, so all
-        of them go through the connector in one call."""
+    def _visual_tokens(self, media: Sequence[TowerFeatures]) -> list[VisualTokens]:
+        """``[L, N, W]`` of each medium. Media of one kind and size are cropped alike, so all of
+        them go through the connector in one call."""
         groups: dict[tuple[Any, ...], list[int]] = {}
-        for medium, (size, is_video) in enumerate(zip(media_sizes, media_is_video, strict=True)):
-            groups.setdefault((*size, is_video), []).append(medium)
-        towers = [x.split(list(media_frames)) for x in (siglip, dinov2)]
-        tokens: dict[int, Tensor] = {}
-        for (width, height, is_video), members in groups.items():
-            frames = [media_frames[medium] for medium in members]
-            if len(groups) == 1:
-                pair = [siglip, dinov2]
-            elif len(members) == 1:
-                pair = [tower[members[0]] for tower in towers]
-            else:
-                pair = [torch.cat([tower[medium] for medium in members]) for tower in towers]
-            size = (width, height)
-            made = self._frame_tokens(pair[0], pair[1], frames, size, is_video, project)
-            tokens |= zip(members, made.split(frames), strict=True)
-        return [tokens[medium] for medium in range(len(media_frames))]
+        for number, medium in enumerate(media):
+            groups.setdefault((*medium.size, medium.is_video), []).append(number)
+        tokens: dict[int, VisualTokens] = {}
+        for members in groups.values():
+            frames = [len(media[number]) for number in members]
+            made = self._group_tokens([media[number] for number in members])
+            for number, values in zip(members, made.values.split(frames), strict=True):
+                tokens[number] = replace(made, values=values)
+        return [tokens[number] for number in range(len(media))]
 
-    def _frame_tokens(
-        self,
-        siglip: Tensor,
-        dinov2: Tensor,
-        frames: Sequence[int],
-        size: Sequence[int],
-        is_video: bool,
-        project: bool,
-    ) -> Tensor:
-        """``[F, N, D]`` tokens of media with so many ``frames`` each; of videos without ``project``
-        ``[F, N, W]``, for the connector's ``token_map``."""
-        config = self.config
-        width, height = size
-        if is_video and config.video_size_order == "hw":
+    def _group_tokens(self, media: Sequence[TowerFeatures]) -> VisualTokens:
+        """``[F, N, W]`` of all frames of media of one kind and size."""
+        config, connector = self.config, self.connector
+        width, height = media[0].size
+        if media[0].is_video and config.video_size_order == "hw":
             width, height = height, width
-        connector = self.connector
         dtype = connector.image_newline.dtype
-        project = project or not is_video
-        grid = connector.grid_tokens(
-            siglip.to(dtype),
-            dinov2.to(dtype),
-            connector.window_mask(width, height),
-            chunk_size=_chunk_size(config),
-            project=project,
+        tokens = connector(
+            _join([medium.siglip for medium in media]).to(dtype),
+            _join([medium.dinov2 for medium in media]).to(dtype),
+            (width, height),
+            _chunk_size(config),
         )
-        box = kept_box(width, height, config.frame_grid)
-        if not project:
-            return connector.unprojected_frame_tokens(grid, box)
-        positions = None
-        if config.frame_positions is not None:
-            number = torch.cat([torch.arange(count, device=grid.device) for count in frames])
-            positions = frame_position_table(number, grid.shape[-1], config.frame_positions)
-        return connector.frame_tokens(grid, box, positions)
+        if config.frame_positions is None:
+            return tokens
+        final = tokens.final()
+        number = torch.cat([torch.arange(len(m), device=final.device) for m in media])
+        positions = frame_position_table(number, final.shape[-1], config.frame_positions)
+        return VisualTokens(final + positions.to(final)[:, None])
 
     def _stack_audio(
-        self,
-        audio: Sequence[tuple[Tensor, list[int]] | None] | None,
-        videos: Sequence[int],
-        media_frames: Sequence[int],
+        self, videos: Sequence[TowerFeatures]
     ) -> tuple[Tensor | None, tuple[int, ...]]:
         """All videos' audio tokens ``[F, Na, Ca]``; without sound a video's lengths are 0."""
-        if audio is None or all(audio[i] is None for i in videos):
+        heard = [video.audio for video in videos if video.audio is not None]
+        if self.beats is None or not heard:
             return None, ()
-        like = next(pair[0] for pair in audio if pair is not None)
-        pieces, lengths = [], []
-        for i in videos:
-            pair = audio[i]
-            if pair is None:
-                pieces.append(like.new_zeros(media_frames[i], *like.shape[1:]))
-                lengths += [0] * media_frames[i]
-            else:
-                pieces.append(pair[0])
-                lengths += pair[1]
-        return (pieces[0] if len(pieces) == 1 else torch.cat(pieces)), tuple(lengths)
+        pieces: list[Tensor] = []
+        lengths: list[int] = []
+        for video in videos:
+            silence = heard[0].new_zeros(len(video), *heard[0].shape[1:])
+            pieces.append(silence if video.audio is None else video.audio)
+            lengths += video.heard_lengths()
+        return _join(pieces), tuple(lengths)
+
+
+def graph_if_wanted(module: nn.Module, *inputs: Tensor) -> AbstractContextManager:
+    """Without a graph, unless a parameter of the module or an input requires a gradient: frozen
+    towers in training then run as they do in inference."""
+    wanted = any(x.requires_grad for x in (*inputs, *module.parameters()))
+    return torch.set_grad_enabled(torch.is_grad_enabled() and wanted)
 
 
 def _chunk_size(config: TDCConfig) -> int:
@@ -305,18 +264,15 @@ def _chunk_size(config: TDCConfig) -> int:
     return min(64, max(16, 16 * 576 * 1024 // size))
 
 
-def _pad_stack(
-    tokens: Sequence[Tensor], like: Tensor, width: int
-) -> tuple[Tensor, tuple[int, ...]]:
-    """``[F, N_max, D]`` of all videos and each frame's own N."""
-    if not tokens:
-        return like.new_zeros(0, 0, width), ()
-    lengths = tuple(t.shape[1] for t in tokens for _ in range(t.shape[0]))
-    longest = max(t.shape[1] for t in tokens)
-    if len(tokens) == 1:
-        return tokens[0], lengths
-    padded = [nn.functional.pad(t, (0, 0, 0, longest - t.shape[1])) for t in tokens]
-    return torch.cat(padded), lengths
+def _join(parts: Sequence[Tensor]) -> Tensor:
+    """Frames of several media behind each other; no copy where ``split`` has just parted them."""
+    first, end = parts[0], parts[0].data_ptr()
+    for part in parts:
+        same = part.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not same or part.data_ptr() != end or not part.is_contiguous() or part.requires_grad:
+            return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+        end += part.nbytes
+    return first.as_strided((sum(map(len, parts)), *first.shape[1:]), first.stride())
 
 
 def _taken(times: Sequence[float], seconds: int) -> list[int]:
@@ -327,13 +283,9 @@ def _taken(times: Sequence[float], seconds: int) -> list[int]:
     return taken
 
 
-def _range(media_frames: Sequence[int], medium: int) -> range:
-    first = sum(media_frames[:medium])
-    return range(first, first + media_frames[medium])
-
-
 def _split(values: Sequence[float], counts: Sequence[int]) -> list[list[float]]:
-    return [list(values[r.start : r.stop]) for r in (_range(counts, i) for i in range(len(counts)))]
+    ends = [*accumulate(counts)]
+    return [list(values[end - n : end]) for end, n in zip(ends, counts, strict=True)]
 
 
 def _ints(values: Any) -> list[int]:

@@ -32,6 +32,19 @@ SAMPLE_RATE = 16_000  # Hz, what BEATs hears
 # never below twice what the towers see.
 FRAME_BYTES, MIN_SIDE = 2**30, 768
 
+# What ``pack_media`` makes, ``VideoEncoder.towers`` takes, and no part of the text is.
+MEDIA_INPUTS = (
+    "siglip_pixels",
+    "dinov2_pixels",
+    "media_frames",
+    "media_sizes",
+    "media_is_video",
+    "frame_times",
+    "media_seconds",
+    "waveforms",
+    "waveform_lengths",
+)
+
 Progress = Callable[[int, int], None]
 
 

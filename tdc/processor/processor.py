@@ -14,7 +14,7 @@ from transformers import AutoProcessor, BatchFeature, ProcessorMixin
 from ..config import TDCConfig
 from ..errors import InputError
 from .chat_templates import BY_MODEL_TYPE, CHATML
-from .media_inputs import Medium, Progress, load_image, load_video, pack_media
+from .media_inputs import MEDIA_INPUTS, Medium, Progress, load_image, load_video, pack_media
 
 logger = logging.getLogger(__name__)
 
@@ -271,7 +271,7 @@ class TDCProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        return ["input_ids", "attention_mask", "question_ids", "question_mask"]
+        return ["input_ids", "attention_mask", "question_ids", "question_mask", *MEDIA_INPUTS]
 
 
 def new_processor(

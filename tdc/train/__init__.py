@@ -2,16 +2,15 @@
 """Training on transformers' Trainer, accelerate and PEFT: ``tdc train``.
 
     config.py         the settings, from a YAML file
-    records.py        LLaVA-style JSON lists, read and checked
-    dataset.py        records, or anything that gives examples, as a torch dataset
-    conversation.py   an example's token ids, labels on its answers, the Q-Former's question
-    collator.py       examples -> one batch
-    tower_features.py media of a batch -> ``VideoFeatures``, inside the model's forward
-    feature_store.py  what frozen towers gave for a file, kept on disk
     stages.py         what each stage trains
     starting_model.py the model that a stage begins with
     trainer.py        all of that into a ``transformers.Trainer``
     merge.py          LoRA weights into the model
+    data/
+      records.py      LLaVA-style JSON lists, read and checked
+      conversation.py an example's token ids, labels on its answers, the Q-Former's question
+      collator.py     examples -> one batch
+      media_batch.py  its media -> ``VideoFeatures``, inside the model's forward
 
 docs/training.md is the manual.
 """

@@ -21,7 +21,6 @@ from ..processor.processor import TDCProcessor
 from ..prompt import IGNORE_INDEX
 from .config import TrainConfig
 from .data.collator import Collator
-from .data.media_encoder import MediaEncoder
 from .data.records import RecordDataset
 from .data.turns import around_media, separate
 from .stages import (
@@ -132,7 +131,6 @@ def build_trainer(
     if settings.feature_cache is not None:
         fingerprint = towers_fingerprint(model.video_encoder, model.config)
         store = FeatureStore(settings.feature_cache, fingerprint)
-    model.register_forward_pre_hook(MediaEncoder(model.video_encoder, store), with_kwargs=True)
     substitute = dataset.after if isinstance(dataset, RecordDataset) else None
     collator = Collator(
         processor,

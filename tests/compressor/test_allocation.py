@@ -31,9 +31,10 @@ from tdc.compressor.allocation import (
     slots,
 )
 from tdc.compressor.cuda_graphs import BucketedGraphs
+from tdc.compressor.frame_tokens import FrameTokens
 from tdc.compressor.speedups import Savings
 from tdc.encoder.features import VideoFeatures
-from tdc.encoder.geometry import pool_bins
+from tdc.encoder.visual_tokens import VisualTokens
 from tdc.model import MEDIA_INPUTS
 from tdc.processor.budget import frame_budget
 from tdc_kernels import plan_context
@@ -91,8 +92,8 @@ def test_slots_show_every_bin_evenly(length, extra):
 
 def naive_change(features: VideoFeatures, frame: int, anchor: int) -> float:
     length = features.visual_lengths[frame]
-    tokens = features.tokens()[[frame, anchor], :length]
-    pooled = [torch.cat([x[a:b].mean(0) for a, b in pool_bins(length, K)]) for x in tokens.double()]
+    tokens = features.visual.final()[[frame, anchor], :length]
+    pooled = F.adaptive_avg_pool1d(tokens.double().transpose(1, 2), K).flatten(1)
     return 1 - float(F.cosine_similarity(*pooled, dim=0))
 
 
@@ -107,7 +108,7 @@ def test_changes_against_the_formula(make, monkeypatch):
     monkeypatch.setattr("tdc.compressor.allocation.FRAMES_AT_A_TIME", 2)
     assert FRAMES_AT_A_TIME > 2
     assert frame_changes(features, frames, anchors, K) == pytest.approx(got, abs=1e-12)
-    features.visual[[2, 4]] = features.visual[[0, 4]]
+    features.visual.values[[2, 4]] = features.visual.values[[0, 4]]
     still = frame_changes(features, frames, anchors, K)
     assert still[1] == pytest.approx(0, abs=1e-9) and still[2:] == pytest.approx(got[2:], abs=1e-9)
 
@@ -115,7 +116,7 @@ def test_changes_against_the_formula(make, monkeypatch):
 @pytest.mark.parametrize("static", [True, False])
 def test_lengths_of_every_video(static):
     features = ragged()
-    features.visual[[6, 10]] = features.visual[[2, 9]]  # as their anchors
+    features.visual.values[[6, 10]] = features.visual.values[[2, 9]]  # as their anchors
     plan = plan_of(features, None, static)
     lengths = context_lengths(features, plan, K, MOST)
     first = [0, 2, 7, 9, 13, 14]  # of a scene
@@ -124,9 +125,11 @@ def test_lengths_of_every_video(static):
     assert lengths[10] < K < max(lengths[11:13]) <= MOST
     for start, stop in pairwise(features.cu_frames):
         assert sum(lengths[start:stop]) == K * (stop - start)
-    broken = features.visual.clone()
+    broken = features.visual.values.clone()
     broken[6, 0, 0] = math.nan
-    assert sum(context_lengths(replace(features, visual=broken), plan, K, MOST)) == sum(lengths)
+    assert sum(
+        context_lengths(replace(features, visual=VisualTokens(broken)), plan, K, MOST)
+    ) == sum(lengths)
 
 
 # --- the compressor ---
@@ -150,15 +153,13 @@ def naive_frame(module, features, frame, anchor, length, ids):
     if module.query_tokens is not None:
         source = module.query_tokens
     else:
-        source = features.tokens()[anchor, : features.visual_lengths[anchor]]
-    pooled = [source[a:b].mean(0) for a, b in pool_bins(len(source), length)]
-    queries = torch.stack(pooled)
+        source = features.visual.final()[anchor, : features.visual_lengths[anchor]]
+    queries = F.adaptive_avg_pool1d(source.T, length).T
     if module.query_proj is not None:
         queries = module.query_proj(queries)
     queries = queries[slots(length, MOST)]
-    hidden = module.qformer(
-        queries[None], frame_tokens(module, features, frame)[None], question_ids=ids
-    )[0]
+    tokens = FrameTokens(frame_tokens(module, features, frame)[None])
+    hidden = module.qformer(queries[None], tokens, question_ids=ids)[0]
     return F.normalize(module.output_proj(hidden[:length]), dim=-1)
 
 
@@ -201,7 +202,7 @@ def test_savings_change_nothing(name, monkeypatch):
         torch.testing.assert_close(module(features, plan, **asked)[0], wanted, rtol=0, atol=1e-11)
     other = [n % MOST + 1 for n in LENGTHS]
     fresh = module(features, ragged_plan(features, lengths=other), **asked)[0]
-    module.prepared.clear()
+    module.cache.clear()
     again = module(features, ragged_plan(features, lengths=other), **asked)[0]
     torch.testing.assert_close(fresh, again, rtol=0, atol=1e-11)
 
@@ -231,7 +232,7 @@ def test_one_qformer_call_and_one_entry_per_anchor_and_length(monkeypatch):
     assert [pairs[g] for g in group.tolist()] == list(own) and len(set(pairs)) == len(pairs)
     forward = module.qformer.forward
     monkeypatch.setattr(
-        module.qformer, "forward", lambda q, **k: calls.append(q.shape[:2]) or forward(q, **k)
+        module.qformer, "forward", lambda **k: calls.append(k["queries"].shape[:2]) or forward(**k)
     )
     module(features, plan)
     assert calls == [(len(pairs), MOST)]

@@ -11,8 +11,9 @@ from toy import QFORMER, cuts_at
 from transformers import BertConfig
 
 from tdc.compressor.compressor import Compressor
+from tdc.compressor.frame_tokens import FrameTokens
 from tdc.encoder.features import VideoFeatures
-from tdc.encoder.geometry import pool_bins
+from tdc.encoder.visual_tokens import VisualTokens
 from tdc_kernels import plan_context
 
 D, K, AUDIO_WIDTH, AUDIO = 20, 3, 12, 4
@@ -43,7 +44,7 @@ def ragged(audio: bool = True) -> VideoFeatures:
         audio_lengths += [AUDIO] * heard + [0] * (count - heard)
         cu.append(cu[-1] + count)
     return VideoFeatures(
-        visual=visual,
+        visual=VisualTokens(visual),
         visual_lengths=tuple(lengths),
         segmentation=cuts_at([video[3] for video in VIDEOS], cu),
         times=tuple(map(float, range(frames))),
@@ -95,19 +96,19 @@ def naive_window(module, features, video, span, static, ids) -> list[Tensor]:
         queries = module.query_tokens
     else:
         n = features.visual_lengths[anchor]
-        pooled = [features.visual[anchor, a:b].mean(0) for a, b in pool_bins(n, K)]
-        queries = module.query_proj(torch.stack(pooled))
+        pooled = F.adaptive_avg_pool1d(features.visual.values[anchor, :n].T, K).T
+        queries = module.query_proj(pooled)
     pieces = [whole, module.separator[None]] if static else []
     for frame in range(anchor + static, first + span[1]):
         tokens = frame_tokens(module, features, frame)
-        hidden = module.qformer(queries[None], tokens[None], question_ids=ids)[0]
+        hidden = module.qformer(queries[None], FrameTokens(tokens[None]), question_ids=ids)[0]
         compressed = F.normalize(module.output_proj(hidden), dim=-1)
         pieces += [compressed, module.separator[None]]
     return pieces
 
 
 def frame_tokens(module: Compressor, features: VideoFeatures, frame: int) -> Tensor:
-    visual = features.visual[frame, : features.visual_lengths[frame]]
+    visual = features.visual.values[frame, : features.visual_lengths[frame]]
     if features.audio is None:
         return visual
     audio = features.audio[frame, : features.audio_lengths[frame]]
@@ -168,7 +169,7 @@ def test_compressed_tokens_have_unit_length_and_static_ones_are_untouched():
     kinds = plan.kinds
     norms = packed[kinds == 1].norm(dim=-1)
     torch.testing.assert_close(norms, torch.ones_like(norms))
-    first_static = torch.cat([features.visual[0], module.project_audio(features)[0]])
+    first_static = torch.cat([features.visual.values[0], module.project_audio(features)[0]])
     assert torch.equal(packed[: 10 + AUDIO], first_static)
     separators = packed[kinds == 2]
     assert torch.equal(separators, module.separator.expand_as(separators))
@@ -176,19 +177,18 @@ def test_compressed_tokens_have_unit_length_and_static_ones_are_untouched():
 
 def test_one_frame_needs_no_qformer():
     module = compressor(audio=False)
-    features = VideoFeatures(
-        torch.randn(1, 5, D).double(), (5,), cuts_at([[]], [0, 1]), (0.0,), kinds=("video",)
-    )
+    visual = VisualTokens(torch.randn(1, 5, D).double())
+    features = VideoFeatures(visual, (5,), cuts_at([[]], [0, 1]), (0.0,), kinds=("video",))
     packed, cu = module(features, plan_of(features, None, True))
     assert cu.tolist() == [0, 6]
-    torch.testing.assert_close(packed, torch.cat([features.visual[0], module.separator[None]]))
+    torch.testing.assert_close(packed, torch.cat([visual.values[0], module.separator[None]]))
 
 
 @pytest.mark.parametrize("query_type", ["pooled", "learned"])
 def test_gradients_reach_every_parameter(query_type):
     module, features = compressor(query_type), ragged()
-    visual = features.visual.clone().requires_grad_()
-    features = VideoFeatures(**{**vars(features), "visual": visual})
+    visual = features.visual.values.clone().requires_grad_()
+    features = VideoFeatures(**{**vars(features), "visual": VisualTokens(visual)})
     packed, _ = module(features, plan_of(features, None, True), torch.randint(5, 80, (3, 7)))
     (packed * torch.randn_like(packed)).sum().backward()
     # A bias of the keys shifts all scores of a query alike: the softmax does not see it. The last

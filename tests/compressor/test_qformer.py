@@ -8,6 +8,7 @@ import torch
 from toy import QFORMER
 from transformers import BertConfig, InstructBlipQFormerConfig, InstructBlipQFormerModel
 
+from tdc.compressor.frame_tokens import FrameTokens
 from tdc.compressor.qformer import QFormer
 
 WIDTH = 20  # of the frame tokens
@@ -95,8 +96,7 @@ def test_equals_transformers(pair, audio, padded):
     ).last_hidden_state[:, :QUERIES]
     got = ours(
         x["queries"],
-        x["visual"],
-        x["audio"] if audio else None,
+        FrameTokens(x["visual"], x["audio"] if audio else None),
         question_ids=x["question_ids"],
         question_mask=mask if padded else None,
     )
@@ -112,18 +112,16 @@ def test_index_and_lengths_choose_a_frames_valid_tokens(pair):
     audio_lengths = torch.tensor([4, 0, 2, 4, 0], dtype=torch.int32)
     got = ours(
         x["queries"],
-        x["visual"],
-        x["audio"],
+        FrameTokens(x["visual"], x["audio"], index, visual_lengths, audio_lengths),
         question_ids=x["question_ids"],
-        index=index,
-        visual_lengths=visual_lengths,
-        audio_lengths=audio_lengths,
     )
     for row, frame in enumerate(index.tolist()):
         alone = ours(
             x["queries"][row : row + 1],
-            x["visual"][frame : frame + 1, : visual_lengths[frame]],
-            x["audio"][frame : frame + 1, : audio_lengths[frame]],
+            FrameTokens(
+                x["visual"][frame : frame + 1, : visual_lengths[frame]],
+                x["audio"][frame : frame + 1, : audio_lengths[frame]],
+            ),
             question_ids=x["question_ids"][row : row + 1],
         )
         torch.testing.assert_close(got[row : row + 1], alone, rtol=0, atol=1e-12)
@@ -133,13 +131,13 @@ def test_index_and_lengths_choose_a_frames_valid_tokens(pair):
 def test_padding_of_the_question_changes_nothing(pair):
     ours, _ = pair
     x = inputs()
-    short = ours(x["queries"], x["visual"], question_ids=x["question_ids"])
+    short = ours(x["queries"], FrameTokens(x["visual"]), question_ids=x["question_ids"])
     padding = torch.randint(5, 80, (ROWS, 9))
     mask = torch.arange(TEXT + 9).expand(ROWS, -1) < TEXT
     ids = torch.cat([x["question_ids"], padding], 1)
-    padded = ours(x["queries"], x["visual"], question_ids=ids, question_mask=mask)
+    padded = ours(x["queries"], FrameTokens(x["visual"]), question_ids=ids, question_mask=mask)
     torch.testing.assert_close(padded, short, rtol=0, atol=1e-12)
-    unmasked = ours(x["queries"], x["visual"], question_ids=ids)
+    unmasked = ours(x["queries"], FrameTokens(x["visual"]), question_ids=ids)
     assert (unmasked - short).abs().max() > 1e-3  # the mask is what hides the padding
 
 
@@ -147,10 +145,14 @@ def test_padding_of_the_question_changes_nothing(pair):
 def test_question_and_frame_both_matter(pair):
     ours, _ = pair
     x = inputs()
-    first = ours(x["queries"], x["visual"], question_ids=x["question_ids"])
-    other_question = ours(x["queries"], x["visual"], question_ids=x["question_ids"].flip(1))
-    other_frame = ours(x["queries"], x["visual"].flip(0), question_ids=x["question_ids"])
-    none = ours(x["queries"], x["visual"])
+    first = ours(x["queries"], FrameTokens(x["visual"]), question_ids=x["question_ids"])
+    other_question = ours(
+        x["queries"], FrameTokens(x["visual"]), question_ids=x["question_ids"].flip(1)
+    )
+    other_frame = ours(
+        x["queries"], FrameTokens(x["visual"].flip(0)), question_ids=x["question_ids"]
+    )
+    none = ours(x["queries"], FrameTokens(x["visual"]))
     for other in (other_question, other_frame, none):
         assert other.shape == (ROWS, QUERIES, 16)
         assert (other - first).abs().max() > 1e-3

@@ -17,9 +17,11 @@ from torch import Tensor
 
 import tdc.compressor.compressor
 import tdc.compressor.qformer
+import tdc_kernels.nn
 from tdc.compressor.speedups import Savings
 from tdc.encoder.features import VideoFeatures
-from tdc.tensor_cache import Prepared
+from tdc.encoder.visual_tokens import VisualTokens
+from tdc.tensor_cache import TensorCache
 
 NAMES = [field.name for field in fields(Savings)]
 each = pytest.mark.parametrize("name", NAMES)
@@ -35,10 +37,10 @@ def question(padded: bool) -> dict[str, Tensor]:
 def unprojected() -> VideoFeatures:
     """Features of which the visual projector's last layer is still to come."""
     features = ragged()
-    hidden = torch.randn(*features.visual.shape[:2], 32).double()
+    hidden = torch.randn(*features.visual.values.shape[:2], 32).double()
     for frame, length in enumerate(features.visual_lengths):
         hidden[frame, length:] = 1e3
-    return replace(features, visual=hidden, token_map=torch.randn(D, 32).double())
+    return replace(features, visual=VisualTokens(hidden, torch.randn(D, 32).double()))
 
 
 def run(module, features, savings, window=4, static=True, **question_kw) -> Tensor:
@@ -80,8 +82,8 @@ def test_no_question(query_type):
 def test_gradients_change_nothing(checkpointing):
     module, asked, gradients, made = compressor(), question(True), [], unprojected()
     for savings in (Savings.none(), Savings()):
-        visual = made.visual.clone().requires_grad_()
-        features = replace(made, visual=visual)
+        visual = made.visual.values.clone().requires_grad_()
+        features = replace(made, visual=replace(made.visual, values=visual))
         module.qformer.gradient_checkpointing = checkpointing
         module.zero_grad()
         out = run(module.train(), features, savings, **asked)
@@ -135,9 +137,9 @@ def test_folded_tokens_keep_their_width(monkeypatch):
     widths = []
     attend = tdc.compressor.qformer.CrossAttention.forward
 
-    def forward(self, x, visual, audio=None, **rows):
-        widths.append((visual.shape[2], audio.shape[2]))
-        return attend(self, x, visual, audio, **rows)
+    def forward(self, x, frames, layer):
+        widths.append((frames.visual.shape[2], frames.audio.shape[2]))
+        return attend(self, x, frames, layer)
 
     monkeypatch.setattr(tdc.compressor.qformer.CrossAttention, "forward", forward)
     run(module, features, Savings())
@@ -171,7 +173,7 @@ def test_the_next_question_finds_what_does_not_depend_on_it(monkeypatch):
 def test_kept_keys_and_values_spare_the_cross_attention(monkeypatch):
     module, features = compressor().eval(), ragged()
     savings = replace(Savings(), joint_keys_values=True)
-    monkeypatch.setattr(tdc.compressor.qformer.CrossAttention, "forward", None)  # not called
+    monkeypatch.setattr(tdc_kernels.nn.CrossAttention, "forward", None)  # not called
     products = []
     linear = torch.matmul
     monkeypatch.setattr(torch, "matmul", lambda *a, **k: products.append(1) or linear(*a, **k))
@@ -192,7 +194,7 @@ def test_kept_keys_and_values_spare_the_cross_attention(monkeypatch):
     ids=["optimizer", "load_state_dict", "data-after-train"],
 )
 @pytest.mark.parametrize("joint", [False, True])
-def test_changed_weights_are_prepared_again(change, joint):
+def test_changed_weights_are_noticed(change, joint):
     module, features, asked = compressor().eval(), unprojected(), question(False)
     savings = replace(Savings(), joint_keys_values=joint)
     with torch.no_grad():
@@ -229,12 +231,13 @@ def test_each_source_of_what_is_kept_counts(joint):
     check(replace(other, audio_lengths=heard))
 
 
+def to_dtype(features, dtype):
+    visual = VisualTokens(*(x.to(dtype) for x in features.visual.tensors()))
+    return replace(features, visual=visual, audio=features.audio.to(dtype))
+
+
 def half(module, features):
-    module = module.to(torch.bfloat16)
-    floats = ("visual", "audio", "token_map")
-    changed = {n: getattr(features, n) for n in floats}
-    changed = {n: None if x is None else x.bfloat16() for n, x in changed.items()}
-    return module, replace(features, **changed)
+    return module.to(torch.bfloat16), to_dtype(features, torch.bfloat16)
 
 
 @torch.no_grad()
@@ -249,8 +252,7 @@ def test_half_types_in_fp32(make, monkeypatch):
     ours = run(module, features, Savings(), static=False, **asked)
     assert ours.dtype == torch.bfloat16
     assert {p.dtype for p in module.parameters()} == {torch.bfloat16}
-    floats = {n: getattr(features, n) for n in ("visual", "audio", "token_map")}
-    wide = replace(features, **{n: None if x is None else x.double() for n, x in floats.items()})
+    wide = to_dtype(features, torch.float64)
     exact = run(copy.deepcopy(module).double(), wide, Savings.none(), static=False, **asked)
     assert F.mse_loss(ours.double(), exact) < 0.5 * F.mse_loss(plain.double(), exact)
 
@@ -267,25 +269,25 @@ def test_half_types_stay_where_there_are_units_for_them(monkeypatch):
 def test_copies_start_empty_and_videos_are_not_kept():
     module, features = compressor().eval(), unprojected()
     run(module, features, Savings())
-    assert module.prepared._entries
+    assert module.cache._entries
     for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
-        assert not other.prepared._entries
+        assert not other.cache._entries
         torch.testing.assert_close(
             run(other, features, Savings()), run(module, features, Savings())
         )
-    assert not [k for k in module.state_dict() if "prepared" in k or "savings" in k]
-    visual = weakref.ref(features.visual)
+    assert not [k for k in module.state_dict() if "cache" in k or "savings" in k]
+    visual = weakref.ref(features.visual.values)
     del features
     gc.collect()
     assert visual() is None
 
 
-def test_prepared_notices_changes():
-    prepared, made = Prepared(), []
+def test_the_cache_notices_changes():
+    cache, made = TensorCache(), []
     x = torch.zeros(3)
 
     def get(*sources, key=None):
-        return prepared.get("x", sources, lambda: made.append(1) or len(made), key)
+        return cache.get("x", sources, lambda: made.append(1) or len(made), key)
 
     assert get(x) == get(x) == 1
     assert get(x, key="other") == 2
@@ -295,5 +297,5 @@ def test_prepared_notices_changes():
     with torch.inference_mode():
         y = torch.zeros(3)
         assert get(y) == get(y) == 5
-    prepared.clear()
+    cache.clear()
     assert get(y) == 6

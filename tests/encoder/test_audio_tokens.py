@@ -14,7 +14,6 @@ from torch import nn
 
 from tdc.encoder.audio_tokens import audio_tokens, pool_tokens
 from tdc.encoder.beats import BEATs, BEATsConfig
-from tdc.encoder.geometry import pool_bins
 from tdc.errors import InputError
 
 
@@ -49,8 +48,8 @@ def run(waveform, **kwargs):
 
 
 def pooled(rows, count=50):
-    rows = np.asarray(rows, dtype=np.float64)
-    return np.stack([rows[start:stop].mean(0) for start, stop in pool_bins(len(rows), count)])
+    rows = torch.tensor(np.asarray(rows, dtype=np.float64))
+    return nn.functional.adaptive_avg_pool1d(rows.T, count).T.numpy()
 
 
 def step_rows(first, last, base=0.0):

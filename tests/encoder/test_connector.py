@@ -189,25 +189,20 @@ def test_no_frames():
     assert connector.grid_tokens(*features).shape == (0, 9, D)
 
 
-def test_frame_tokens_crop_and_close_rows():
-    connector = make(query_grid=4, token_grids=(8, 4))
-    grid = torch.randn(2, 16, D, generator=torch.Generator().manual_seed(2))
+@pytest.mark.parametrize("chunk_size", [1, 16])
+def test_frame_tokens_are_cropped_and_rows_closed(chunk_size):
+    grids = (8, 4)
+    connector, features = make(query_grid=4, token_grids=grids).double(), inputs(2, grids)
+    features = [x.double() for x in features]
     with torch.no_grad():
-        tokens = connector.frame_tokens(grid, Box(1, 3, 0, 4))
-    assert tokens.shape == (2, 10, D)
-    rows = tokens.unflatten(1, (2, 5))
-    assert torch.equal(rows[:, :, :4], grid.unflatten(1, (4, 4))[:, 1:3])
-    assert torch.equal(rows[:, :, 4], connector.image_newline.detach().expand(2, 2, D))
-
-
-def test_frame_tokens_add_positions_to_the_newline_too():
-    connector = make()
-    grid = torch.zeros(2, 9, D)
-    positions = frame_position_table(torch.tensor([0, 7]), D)
-    with torch.no_grad():
-        plain = connector.frame_tokens(grid, Box(0, 3, 0, 3))
-        placed = connector.frame_tokens(grid, Box(0, 3, 0, 3), positions)
-    torch.testing.assert_close(placed - plain, positions[:, None].expand(2, 12, D))
+        tokens = connector(*features, (480, 240), chunk_size)
+        grid = connector.grid_tokens(*features, connector.window_mask(480, 240))
+        final = tokens.final()
+    assert tokens.values.shape == (2, 10, 24) and final.shape == (2, 10, D)
+    rows = final.unflatten(1, (2, 5))
+    torch.testing.assert_close(rows[:, :, :4], grid.unflatten(1, (4, 4))[:, 1:3])
+    newline = connector.image_newline.detach().expand(2, 2, D)
+    torch.testing.assert_close(rows[:, :, 4], newline, atol=0, rtol=0)
 
 
 def test_another_output_grid_resizes_before_the_projector():
@@ -251,8 +246,7 @@ def test_query_groups_are_aggregators_side_by_side():
 
 def test_gradients_reach_every_parameter():
     connector = make(num_query_group=2)
-    grid = connector.grid_tokens(*inputs(2), chunk_size=1)
-    connector.frame_tokens(grid, Box(0, 3, 0, 3)).square().sum().backward()
+    connector(*inputs(2), (9, 9), chunk_size=1).final().square().sum().backward()
     for name, parameter in connector.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
 
@@ -328,18 +322,13 @@ def test_errors_name_the_argument():
         make().grid_tokens(siglip[:, :30], dinov2)
 
 
-@torch.no_grad()
-def test_unprojected_tokens_are_mapped_to_the_same():
-    connector = SVAConnector(12, 20, 16, 24, query_grid=4, token_grids=(8, 4), num_heads=2)
-    for parameter in connector.double().parameters():
-        parameter.normal_()
-    towers = torch.randn(3, 64, 12).double(), torch.randn(3, 16, 20).double()
-    box = kept_box(48, 24, 4)
-    wanted = connector.frame_tokens(connector.grid_tokens(*towers), box)
-    hidden = connector.unprojected_frame_tokens(connector.grid_tokens(*towers, project=False), box)
-    assert hidden.shape[2] % 8 == 0
-    torch.testing.assert_close(hidden @ connector.token_map().T, wanted)
-    assert connector.token_map() is connector.token_map()
-    before = connector.token_map()
-    connector.image_newline.add_(1)
-    assert (connector.token_map() - before).abs().max() == 1
+def test_one_map_for_all_frames_until_a_weight_changes():
+    connector = make()
+    with torch.no_grad():
+        before = connector.token_map()
+        assert connector.token_map() is before
+        connector.image_newline.add_(1)
+        assert (connector.token_map() - before).abs().max() == 1
+        assert connector.token_map().requires_grad is False
+    first, second = connector.token_map(), connector.token_map()
+    assert first.requires_grad and first is not second  # each with a graph of its own

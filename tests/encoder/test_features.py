@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tdc.encoder.features import VideoFeatures
 from tdc.encoder.segment import segment
+from tdc.encoder.visual_tokens import VisualTokens
 
 FRAMES, TOKENS, WIDTH, DINO = 11, 4, 6, 8
 
@@ -21,7 +22,7 @@ def features(frames: int = FRAMES, videos: int = 1) -> VideoFeatures:
     total = frames * videos
     dinov2 = torch.randn(total, 3, DINO, generator=generator)
     return VideoFeatures(
-        visual=torch.randn(total, TOKENS, WIDTH, generator=generator),
+        visual=VisualTokens(torch.randn(total, TOKENS, WIDTH, generator=generator)),
         visual_lengths=tuple(2 + i % 3 for i in range(total)),
         segmentation=segment(dinov2, 3, [i * frames for i in range(videos + 1)]),
         times=tuple(0.5 * i for i in range(total)),
@@ -69,8 +70,9 @@ def test_split_covers_the_video_once(frames, parts):
 def test_split_keeps_every_frames_tokens_and_cuts_each_part_alone():
     whole = features()
     split = whole.split(3, 2, None)
-    assert torch.equal(split.visual, whole.visual) and torch.equal(split.audio, whole.audio)
-    assert split.visual.data_ptr() == whole.visual.data_ptr()  # a view: nothing is copied
+    ours, wanted = split.visual.values, whole.visual.values
+    assert torch.equal(ours, wanted) and torch.equal(split.audio, whole.audio)
+    assert ours.data_ptr() == wanted.data_ptr()  # a view: nothing is copied
     assert split.visual_lengths == whole.visual_lengths
     for part in range(3):
         first, last = split.cu_frames[part : part + 2]
@@ -83,7 +85,8 @@ def test_sample_is_evenly_spaced_and_cut_anew():
     few = whole.sample(4, 2, None)
     rows = [0, 2, 5, 8]
     assert few.times == tuple(0.5 * r for r in rows)
-    assert torch.equal(few.visual, whole.visual[rows]) and torch.equal(few.audio, whole.audio[rows])
+    assert torch.equal(few.visual.values, whole.visual.values[rows])
+    assert torch.equal(few.audio, whole.audio[rows])
     assert few.visual_lengths == tuple(whole.visual_lengths[r] for r in rows)
     assert few.audio_lengths == tuple(whole.audio_lengths[r] for r in rows)
     # Neighbours of the sample were no neighbours before.
@@ -106,5 +109,5 @@ def test_moving_is_free_when_already_there():
     whole = features()
     assert whole.to("cpu") is whole
     moved = whole.to("meta")
-    assert {t.device.type for t in (moved.visual, moved.audio, moved.dinov2)} == {"meta"}
+    assert {t.device.type for t in (moved, moved.audio, moved.dinov2)} == {"meta"}
     assert moved.segmentation is whole.segmentation

@@ -15,7 +15,6 @@ from tdc.encoder.geometry import (
     Box,
     frame_token_count,
     kept_box,
-    pool_bins,
     to_windows,
     window_mask,
     window_side,
@@ -43,17 +42,6 @@ def test_masks_are_the_recorded_ones(units, token_grid, query_grid):
     for (width, height), mask in zip(units["unpad_sizes"], masks, strict=True):
         ours = window_mask(int(width), int(height), token_grid, query_grid)
         assert np.array_equal(ours.numpy(), mask), (width, height)
-
-
-def test_pool_bins_are_the_recorded_ones(units):
-    names = [name for name in units.files if name.startswith("pool")]
-    assert len(names) == 19
-    for name in names:
-        length, bins = (int(part) for part in name.split("_")[1:])
-        matrix = np.zeros((bins, length), np.float32)
-        for row, (start, stop) in enumerate(pool_bins(length, bins)):
-            matrix[row, start:stop] = 1 / (stop - start)
-        np.testing.assert_allclose(matrix, units[name], atol=1e-7)
 
 
 def test_landscape_keeps_rows_and_portrait_columns():
@@ -93,15 +81,6 @@ def test_no_window_is_without_a_key(width, height):
     assert window_mask(width, height, 24, 12).any(-1).all()
 
 
-@settings(max_examples=60, deadline=None)
-@given(length=st.integers(1, 300), bins=st.integers(1, 60))
-def test_pool_bins_are_those_of_adaptive_pooling(length, bins):
-    ramp = torch.arange(length, dtype=torch.float64) ** 2
-    ours = torch.stack([ramp[start:stop].mean() for start, stop in pool_bins(length, bins)])
-    theirs = torch.nn.functional.adaptive_avg_pool1d(ramp[None, None], bins)[0, 0]
-    torch.testing.assert_close(ours, theirs)
-
-
 def test_windows_are_row_major_inside_and_out():
     tokens = torch.arange(36).reshape(1, 36, 1)
     windows = to_windows(tokens, 6, 3)
@@ -120,5 +99,3 @@ def test_errors_name_the_argument():
         window_side(24, 7)
     with pytest.raises(ValueError, match="tokens must have 36 rows"):
         to_windows(torch.zeros(35, 2), 6, 3)
-    with pytest.raises(ValueError, match="must be positive"):
-        pool_bins(0, 4)

@@ -25,6 +25,7 @@ from tdc import InputError
 from tdc.answer import ask
 from tdc.compressor.speedups import Savings
 from tdc.config import RELEASE_BEHAVIOUR
+from tdc.encoder.tower_features import TowerFeatures
 from tdc.model import MEDIA_INPUTS
 from tdc_kernels import use_backend
 
@@ -156,7 +157,7 @@ def test_one_encoding_serves_many_questions(model, processor):
     runs = [toy_inputs(processor, text) for text in texts]
     features = model.encode_video(**media_of(runs[0]))
     for inputs in runs:
-        text = {k: inputs[k] for k in processor.model_input_names}
+        text = {k: x for k, x in inputs.items() if k not in MEDIA_INPUTS}
         again = model(**text, features=features).logits
         torch.testing.assert_close(again, model(**inputs).logits, rtol=0, atol=0)
     answers = [ask(model, processor, features, [q], max_new_tokens=4) for q in ("a?", "b?")]
@@ -337,9 +338,8 @@ def test_without_towers_pixels_are_refused_and_features_are_not(processor):
     )
     with pytest.raises(InputError, match="saved without vision towers"):
         bare(**toy_inputs(processor))
-    features = bare.video_encoder.encode_features(
-        torch.randn(4, 64, 16), torch.randn(4, 64, 24), [4], [(9, 9)], [True], [0.0, 1.0, 2.0, 3.0]
-    )
+    towers = TowerFeatures(torch.randn(4, 64, 16), torch.randn(4, 64, 24))
+    features = bare.video_encoder.connect([towers])
     text = processor.encode_prompts([PROMPT])
     assert bare(**text, features=features).logits.isfinite().all()
 

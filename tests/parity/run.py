@@ -41,6 +41,7 @@ from tdc.checkpoints.release_names import our_names, release_config
 from tdc.encoder.audio_tokens import audio_tokens
 from tdc.encoder.beats import BEATsConfig
 from tdc.encoder.features import VideoFeatures
+from tdc.encoder.tower_features import TowerFeatures
 from tdc.media.sampling import sample_indices
 from tdc.model import TDCForConditionalGeneration
 from tdc.processor.budget import frame_budget
@@ -129,23 +130,18 @@ def encode(recording: Recording, model: TDCForConditionalGeneration) -> VideoFea
         keep.append(sample_indices(len(group), budget))
     sizes = [(w, h) for w, h in recording.case["image_sizes"]]
     if is_video and config.video_size_order == "hw":
-        # The recordings list sizes as the authors passed them; encode_features swaps videos' once.
+        # The recordings list sizes as the authors passed them; the connector swaps videos' once.
         sizes = [(h, w) for w, h in sizes]
     sound = _sound(recording, model, rows, keep)
     # A prompt without placeholder consumes its medium all the same, and leaves it out.
     used = [i for i in range(len(rows)) if not _is_text_only(recording, i, len(rows))]
-    flat = [rows[i][k] for i in used for k in keep[i]]
-    return model.video_encoder.encode_features(
-        siglip[flat],
-        dino[flat],
-        [len(keep[i]) for i in used],
-        [sizes[i] for i in used],
-        [is_video] * len(used),
-        list(map(float, flat)),
-        [sound[i] for i in used],
-        keep_dinov2=True,
-        project=not model.compressor.savings.fold_projector,
-    )
+    media = []
+    for i in used:
+        kept = [rows[i][k] for k in keep[i]]
+        media.append(
+            TowerFeatures(siglip[kept], dino[kept], sizes[i], kept, sound[i], is_video=is_video)
+        )
+    return model.video_encoder.connect(media, keep_dinov2=True)
 
 
 def _is_text_only(recording: Recording, medium: int, media: int) -> bool:
@@ -158,7 +154,7 @@ def _sound(
     model: TDCForConditionalGeneration,
     rows: list[list[int]],
     keep: list[list[int]],
-) -> list[tuple[Tensor, list[int]] | None]:
+) -> list[Tensor | None]:
     beats = model.video_encoder.beats
     if beats is None or not recording.is_video:
         return [None] * len(rows)
@@ -176,8 +172,7 @@ def _sound(
             half_precision=True,
         )[0]
 
-    tokens = sound_tokens(recording, [len(k) for k in keep], [len(r) for r in rows], tokens_of)
-    return [None if t is None else (t, [t.shape[1]] * len(t)) for t in tokens]
+    return sound_tokens(recording, [len(k) for k in keep], [len(r) for r in rows], tokens_of)
 
 
 def question_ids(recording: Recording) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,9 @@ from transformers import BertTokenizer
 
 from tdc.config import RELEASE_BEHAVIOUR, TDCConfig
 from tdc.encoder.segment import segment
+from tdc.encoder.tower_features import TowerFeatures
 from tdc.processor.budget import frame_budget
+from tdc_kernels import anchor_queries
 
 DATA = Path(__file__).parent / "data"
 
@@ -50,6 +52,15 @@ def test_question_tokens(units):
         assert ids == units[f"tok_{number}"].tolist()
 
 
+def test_pooling_bins(units):
+    names = [name for name in units if name.startswith("pool")]
+    assert len(names) == 19
+    for name in names:
+        length, bins = (int(part) for part in name.split("_")[1:])
+        matrix = anchor_queries(torch.eye(length)[None], bins)[0]
+        torch.testing.assert_close(matrix, torch.from_numpy(units[name]), rtol=0, atol=1e-7)
+
+
 def test_batch_segmentation(units):
     _, dino = rec.features(rec.load(DATA, "c08_batch_train"))
     sizes = units["direct_batch_split"].tolist()
@@ -70,9 +81,8 @@ def test_greedy_answers(units, ids, case, is_video):
         encoded = run.encode(recording, model)
     else:
         siglip, dino = rec.features(recording)
-        encoded = model.video_encoder.encode_features(
-            siglip[3:4], dino[3:4], [1], [(640, 360)], [False], [0.0]
-        )
+        image = TowerFeatures(siglip[3:4], dino[3:4], (640, 360), is_video=False)
+        encoded = model.video_encoder.connect([image])
     question, mask = run.question_ids(recording)
     answer = model.generate(
         torch.from_numpy(recording.arrays["input_ids"]),

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from tdc.train.data.collator import Collator
-from tdc.train.data.media_encoder import MediaEncoder
 from tdc.train.trainer import LanguageModelInputs
 from tiny.model import new_model, new_processor
 from tiny.recipe import examples
@@ -74,14 +73,13 @@ def test_the_loss_is_that_of_the_whole_model(model, processor, contexts, number,
     made = answers_alone(data[number])
     talk = seen["turns"]
     batch = as_trained_on(contexts, processor, *seen["place"], talk)
-    features = MediaEncoder(model.video_encoder).encode(batch.pop("media"))
     assert batch["input_ids"][0, 1:].tolist() == made["ids"]
     assert len(set(batch["turns"][0].tolist())) == 1 + len(talk)
     hook = model.language_model.register_forward_pre_hook(
         LanguageModelInputs(model), with_kwargs=True
     )
     with torch.no_grad(), hook:
-        whole = model(features=features, **batch).loss
+        whole = model(**batch).loss
         alone = language.LanguageAlone(new_model(0).eval())
         one = alone(**language.collate([made]))
         # Contexts are kept in fp16.

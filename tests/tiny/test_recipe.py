@@ -125,7 +125,7 @@ def test_frames_are_heard_in_stage_2_and_clips_are_not(model, clips, tmp_path, m
         trainer = build_trainer(settings, stage, **parts)
         for example in (data[number] for number in range(len(data))):
             if "video" in example:
-                (medium,) = trainer.data_collator([example])["media"]
+                (medium,) = trainer.data_collator([example])["features"]
                 seen.setdefault(_kind(example), set()).add(medium.audio is not None)
 
     monkeypatch.setattr(recipe, "train_stage", collate)

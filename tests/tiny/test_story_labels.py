@@ -10,8 +10,6 @@ from itertools import pairwise
 import pytest
 import torch
 
-from tdc.train.data.media_batch import MediaBatch
-from tdc.train.data.media_encoder import MediaEncoder
 from tiny.model import new_model, new_processor
 from tiny.recipe.clip_features import clip_features
 from tiny.recipe.language_model import LanguageAlone, collate
@@ -97,7 +95,7 @@ def read(model):
     clip = make_clip(5, 1, scenes=3)
     features = clip_features(model.video_encoder, clip)
     with torch.no_grad():
-        encoded = MediaEncoder(model.video_encoder).encode(MediaBatch([features]))
+        encoded = model.video_encoder.connect([features])
         cuts = encoded.segmentation
         boundaries = torch.full_like(cuts.boundaries, clip.num_frames)
         boundaries[0, : len(clip.cuts)] = torch.tensor(clip.cuts)

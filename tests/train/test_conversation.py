@@ -103,4 +103,4 @@ def test_a_batch_is_padded_on_the_right_without_labels(processor):
         assert batch["input_ids"][row, :length].tolist() == text.input_ids
         assert batch["attention_mask"][row].sum() == length
         assert (batch["labels"][row, length:] == -100).all()
-    assert "media" not in batch and batch["labels"].dtype == torch.int64
+    assert "features" not in batch and batch["labels"].dtype == torch.int64

@@ -26,26 +26,16 @@ def trained(tmp_path_factory, model_dir, media_dir):
     )
     trainer = train(chosen, 3)
     batch = trainer.data_collator([trainer.train_dataset[0]])
+    del batch["labels"]
     with torch.no_grad():
-        features = _features(trainer.model.get_base_model(), batch)
-        logits = trainer.model.eval()(**without_media(batch), features=features).logits
+        logits = trainer.model.eval()(**batch).logits
     return output, batch, logits
-
-
-def without_media(batch):
-    return {name: x for name, x in batch.items() if name not in ("media", "labels")}
-
-
-def _features(model, batch):
-    from tdc.train.data.media_encoder import MediaEncoder
-
-    return MediaEncoder(model.video_encoder).encode(batch["media"])
 
 
 def logits_of(folder, batch):
     model = load_model(folder, "cpu").model
     with torch.no_grad():
-        return model(**without_media(batch), features=_features(model, batch)).logits
+        return model(**batch).logits
 
 
 def test_merged_gives_the_adapters_logits(trained, tmp_path, model_dir, capsys):

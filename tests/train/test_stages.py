@@ -128,10 +128,10 @@ def test_parts_of_your_own(tmp_path):
 def test_stage_2_is_deaf(tmp_path):
     trainer = trainer_of(tmp_path, 2)
     batch = trainer.data_collator(examples(2, sound=True))
-    assert all(item.audio is None for item in batch["media"])
+    assert all(item.audio is None for item in batch["features"])
     assert all(
         item.audio is not None
-        for item in trainer_of(tmp_path, 3).data_collator(examples(2))["media"]
+        for item in trainer_of(tmp_path, 3).data_collator(examples(2))["features"]
     )
 
 

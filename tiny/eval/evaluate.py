@@ -17,7 +17,6 @@ import torch
 from tdc.answer import ask as answer
 from tdc.encoder.features import VideoFeatures
 from tdc.encoder.segment import Segmentation
-from tdc.model import MEDIA_INPUTS
 from tdc.processor.media_inputs import SAMPLE_RATE
 
 from ..world.clips import Clip
@@ -176,7 +175,7 @@ def _encode(model: Any, processor: Any, clips: Sequence[Clip], files: bool) -> V
             sounds.append(None if files else _padded(render_sound(clip)))
         inputs = processor(text=["<video>"] * len(clips), videos=videos, audio=sounds)
     inputs = inputs.to(model.device)
-    return model.encode_video(**{k: v for k, v in inputs.items() if k in MEDIA_INPUTS})
+    return model.encode_video(**inputs)
 
 
 def _padded(wave: np.ndarray) -> np.ndarray:

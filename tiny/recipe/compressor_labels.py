@@ -21,8 +21,6 @@ from torch.utils.data import Dataset
 from tdc.encoder.tower_features import TowerFeatures
 from tdc.model import Context, TDCForConditionalGeneration
 from tdc.processor.processor import TDCProcessor
-from tdc.train.data.media_batch import MediaBatch
-from tdc.train.data.media_encoder import MediaEncoder
 
 from ..model import SIDE
 from ..world import Clip, ask_frame, patch_labels
@@ -231,7 +229,7 @@ class LabelledCompressor(nn.Module):
             for s, d, heard in zip(siglip, dinov2, sounds, strict=True)
         ]
         (model,) = self._whole
-        features = MediaEncoder(model.video_encoder).encode(MediaBatch(pairs))
+        features = model.video_encoder.connect(pairs)
         cuts = features.segmentation
         one_scene = replace(cuts, boundaries=torch.full_like(cuts.boundaries, 2))
         features = replace(features, segmentation=one_scene)

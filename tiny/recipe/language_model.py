@@ -23,8 +23,6 @@ from tdc.model import TDCForConditionalGeneration
 from tdc.processor.processor import TDCProcessor
 from tdc.prompt import IGNORE_INDEX
 from tdc.train.data.collator import pad_rows
-from tdc.train.data.media_batch import MediaBatch
-from tdc.train.data.media_encoder import MediaEncoder
 from tdc.train.data.turns import PADDING, around_media, separate
 
 from ..model import MARKS
@@ -144,10 +142,9 @@ def _contexts(
     for number in range(PAIRS):
         scene, later, question = pair(clip, number)
         asked.append((some_frames(features, [clip.starts[scene], later]), [question]))
-    encoder = MediaEncoder(model.video_encoder)
     found = []
     for medium, questions in asked:
-        encoded = encoder.encode(MediaBatch([medium]))
+        encoded = model.video_encoder.connect([medium])
         for question in questions:
             ids = torch.tensor([processor.question_tokens(question.text)])
             found.append(model.build_context(encoded, ids).tokens[0].half())

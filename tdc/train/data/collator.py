@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,11 +17,11 @@ from ...encoder.feature_store import FeatureStore
 from ...encoder.tower_features import TowerFeatures
 from ...errors import InputError
 from ...processor.budget import frame_budget
-from ...processor.media_inputs import Medium, load_image, load_video, pack_media
+from ...processor.media_inputs import load_image, load_video, pack_media
 from ...processor.processor import TDCProcessor
 from ...prompt import IGNORE_INDEX
 from .conversation import Conversation, encode_conversation
-from .media_batch import MediaBatch, Pixels
+from .media_batch import MediaBatch
 from .records import Record, parse
 from .turns import PADDING
 
@@ -31,6 +31,14 @@ _TRIES = 8  # unreadable media in a row before it is an error
 # Frames that a long video may bring depend on the text beside it. Rounded down to a multiple, texts
 # of similar length share one entry of the feature store (a 224-frame entry: 0.7 GB).
 FRAME_STEP = 16
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """A medium that the towers have yet to see; ``key``: its name in the store."""
+
+    inputs: dict[str, Tensor]
+    key: str | None
 
 
 class Collator:
@@ -72,7 +80,7 @@ class Collator:
         Returns:
             int64 ``input_ids``, ``attention_mask``, ``labels`` ``[B, T]``, padded on the right;
             with ``separate_turns``, ``turns`` as in :mod:`tdc.train.data.turns`;
-            ``question_ids``, ``question_mask`` ``[B, T']``; ``media``, where there are any.
+            ``question_ids``, ``question_mask`` ``[B, T']``; where there are media, ``features``.
 
         Raises:
             InputError: a medium that cannot be read, or an example that is none.
@@ -99,10 +107,16 @@ class Collator:
             batch["turns"], _ = pad_rows([text.turns for text in texts], PADDING)
         media = [medium for _, medium in loaded if medium is not None]
         if media:
-            batch["media"] = MediaBatch(media)
+            batch["features"] = self._batch(media)
         return batch
 
-    def _load(self, record: Record) -> tuple[Conversation, TowerFeatures | Pixels | None]:
+    def _batch(self, media: Sequence[TowerFeatures | Unseen]) -> MediaBatch:
+        items = [medium if isinstance(medium, TowerFeatures) else None for medium in media]
+        unseen = [medium for medium in media if isinstance(medium, Unseen)]
+        inputs = join_inputs([medium.inputs for medium in unseen])
+        return MediaBatch(items, inputs, self.store, [medium.key for medium in unseen])
+
+    def _load(self, record: Record) -> tuple[Conversation, TowerFeatures | Unseen | None]:
         """Text and medium of a record, or of the first after it whose medium can be read."""
         for _ in range(_TRIES):
             text = encode_conversation(self.processor, record)
@@ -117,7 +131,7 @@ class Collator:
                 record = self.substitute(record)
         raise InputError(f"{_TRIES} media in a row cannot be read, up to {record.name}")
 
-    def _medium(self, record: Record, text: Conversation) -> TowerFeatures | Pixels:
+    def _medium(self, record: Record, text: Conversation) -> TowerFeatures | Unseen:
         if isinstance(record.visual, TowerFeatures):
             features = record.visual
             return features if self.sound else replace(features, audio=None)
@@ -136,7 +150,7 @@ class Collator:
             medium = load_video(
                 self.config, record.visual, sound, len(text.input_ids), max_frames=limit
             )
-        return _pixels(self.config, medium, key)
+        return Unseen(pack_media(self.config, [medium]), key)
 
     def _frame_limit(self, text: Conversation) -> int:
         limit = frame_budget(self.config, len(text.input_ids))
@@ -145,11 +159,17 @@ class Collator:
         return limit if self.max_frames is None else min(limit, self.max_frames)
 
 
-def _pixels(config: TDCConfig, medium: Medium, key: str | None) -> Pixels:
-    packed = pack_media(config, [medium])
-    waveform = None if medium.waveform is None else torch.from_numpy(medium.waveform)
-    pixels = Pixels(packed["siglip_pixels"], packed["dinov2_pixels"], medium, key, waveform)
-    return pixels.forget_frames()
+def join_inputs(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Packed media behind each other, as if packed together; waveforms padded to the longest."""
+    if not parts:
+        return {}
+    waves = [part["waveforms"][0] if "waveforms" in part else torch.zeros(0) for part in parts]
+    names = [name for name in parts[0] if not name.startswith("waveform")]
+    inputs = {name: torch.cat([part[name] for part in parts]) for name in names}
+    if any(len(wave) for wave in waves):
+        inputs["waveforms"] = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True)
+        inputs["waveform_lengths"] = torch.tensor([len(wave) for wave in waves])
+    return inputs
 
 
 def pad_rows(rows: Sequence[Sequence[int]], value: int) -> tuple[Tensor, Tensor]:
