@@ -169,14 +169,48 @@ def test_two_processes_give_the_losses_of_one(tmp_path):
     script = HERE / "two_processes.py"
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    launch += ["--log-dir", str(tmp_path / "ranks"), "--tee", "3"]
     for words, name, size in (([sys.executable], "one", 4), (launch, "two", 2)):
         command = [*words, str(script), str(tmp_path / name), str(size)]
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=170)
-        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.returncode == 0, done.stdout + done.stderr  # whole, and every rank's
     one, two = (json.loads((tmp_path / n / "losses.json").read_text()) for n in ("one", "two"))
     assert two["processes"] == 2 and len(one["losses"]) == 5
     assert two["losses"] == pytest.approx(one["losses"], rel=2e-5)
     assert two["sharded"] == pytest.approx(one["unsharded"], rel=2e-5)
+
+
+LEAVE = """
+import os, pathlib, tempfile, torch
+from torch import distributed as dist
+from tdc.train.trainer import leave_process_group
+
+def gloo_threads():
+    names = [task.joinpath("comm").read_text() for task in pathlib.Path("/proc/self/task").iterdir()]
+    return names.count("pt_gloo_runloop\\n")
+
+def train():
+    model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2))
+    model.itself = [model]  # a circle
+    model(torch.ones(1, 2)).sum().backward()
+
+leave_process_group()  # of no group
+store = dist.FileStore(tempfile.mktemp(), 1)
+dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+train()
+before = gloo_threads()
+leave_process_group()
+print(before > 0, gloo_threads())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/task")
+def test_no_thread_of_gloo_outlives_the_run():
+    """It would abort a process that ends, once in some runs and then in a rank that has no more to
+    do than to end."""
+    command = [sys.executable, "-c", LEAVE]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=HERE.parents[1])
+    assert done.stdout == "True 0\n"
 
 
 def test_fused_and_reference_ops_give_the_same_loss_curve(tmp_path):
