@@ -68,7 +68,7 @@ def test_gradient_compiles_once(op, backend, packed):
         return floating[0].nan_to_num(posinf=0).square().sum()
 
     compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager")
-    for n in (2, 1, 4):
+    for n in (2, 1) if backend == "triton" else (2, 1, 4):  # its interpreter takes seconds
         args = with_gradients(samples.arguments(op, n, packed))
         leaves = [a for a in args if isinstance(a, torch.Tensor) and a.requires_grad]
         wanted = torch.autograd.grad(loss(args), leaves)

@@ -85,7 +85,7 @@ def main(output, size):
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), int(sys.argv[2]))
-    # Caches of FSDP hold the process group, so that gloo's threads cannot be ended: one of them that
-    # lets go of the last tensor while Python is being torn down aborts the process.
+    # Caches of FSDP hold the process group, so that gloo's threads cannot be ended: one that drops
+    # the last tensor while Python is being torn down aborts the process.
     sys.stdout.flush()
     os._exit(0)
