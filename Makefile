@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # Each target makes its own .venv on the first call; later calls start at once.
 #   make demo [VIDEO=path]    a video through the whole model
-#   make test [ARGS=...]      every test        (ARGS: passed to pytest)
+#   make test [ARGS=...]      the tests but the slow ones (ARGS: passed to pytest)
+#   make test-all [ARGS=...]  every test
 #   make lint | format        ruff and mypy | let ruff rewrite
 #   make bench                time the ops into bench/results, draw docs/benchmarks (minutes)
 #   make bench-gpu OUT=dir    all that a CUDA device has to say, in eight minutes; WHEELS=folder
@@ -30,19 +31,25 @@ NATIVE := $(wildcard setup.py CMakeLists.txt csrc/*/*)
 NATIVE_STATUS = $(PY) -c 'from tdc_kernels import native; [print(library.what + ":", library.why_not() or "built") for library in (native.CPU, native.CUDA)]'
 PROJECT := pyproject.toml constraints.txt $(NATIVE)
 
-.PHONY: help demo test lint format train-tiny clean
+.PHONY: help demo test test-all lint format train-tiny clean
 .PHONY: bench bench-gpu bench-compare bench-compressor bench-memory bench-accelerate bench-plots
 .NOTPARALLEL:
 
 help:
-	@sed -n '3,14s/^# \{0,1\}//p' Makefile
+	@sed -n '3,15s/^# \{0,1\}//p' Makefile
 
 demo: $(VENV)/.installed-model
 	@$(VENV)/bin/tdc demo $${VIDEO:+--video "$$VIDEO"}
 
 # One torch thread per worker: two workers with two threads each would fight over two cores.
+PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile
+
+# A test named by its id runs whichever tier it is of; -m in ARGS wins, as pytest takes the last.
 test: $(VENV)/.installed-dev
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	@$(PYTEST) --hypothesis-profile fast $(if $(findstring ::,$(ARGS)),,-m "not slow") $(ARGS)
+
+test-all: $(VENV)/.installed-dev
+	@$(PYTEST) $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy

@@ -27,6 +27,10 @@ hypothesis.settings.register_profile(
     derandomize=True,  # the same examples on every machine
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
 )
+# `make test`: Triton's interpreter takes up to 0.4 seconds for each.
+hypothesis.settings.register_profile(
+    "fast", hypothesis.settings.get_profile("tdc"), max_examples=20
+)
 hypothesis.settings.load_profile("tdc")
 
 

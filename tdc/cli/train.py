@@ -52,9 +52,11 @@ def check(arguments: Any) -> None:
 
 def run(arguments: Any) -> None:
     from ..train.run import train
+    from ..train.trainer import leave_process_group
 
     def report(title: str, rows: list[list[str]]) -> None:
         print(title)
         table(["part", "parameters", "state", "learning rate"], rows)
 
     train(arguments.settings, arguments.stage, report=report, say=note, dry_run=arguments.dry_run)
+    leave_process_group()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import inspect
 import json
 import os
@@ -265,3 +266,14 @@ def last_checkpoint(output_dir: str | os.PathLike[str]) -> str | None:
 
 def _uses_fsdp() -> bool:
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true")
+
+
+def leave_process_group() -> None:
+    """End the threads of ``torch.distributed``, once the trainers are gone. The last act of a run.
+
+    gloo's thread lets go of the last tensor after the collective has returned, and needs Python's
+    lock for it: a process that is being torn down by then dies of SIGABRT.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        gc.collect()  # a trainer's model is full of circles, and DistributedDataParallel in them
+        torch.distributed.destroy_process_group()

@@ -47,7 +47,11 @@ def headers() -> list[Path]:
 
 
 def cached(
-    folder: str, name: str, inputs: Iterable[Path], command: Callable[[str], list[str]]
+    folder: str,
+    name: str,
+    inputs: Iterable[Path],
+    command: Callable[[str], list[str]],
+    env: dict[str, str] | None = None,
 ) -> Path:
     """The file that ``command(output)`` makes of ``inputs``. Several processes may ask at once.
 
@@ -64,7 +68,9 @@ def cached(
         fcntl.flock(lock, fcntl.LOCK_EX)  # the others wait for the one that compiles
         if not path.exists():
             part = str(path.with_name("part-" + path.name))
-            done = subprocess.run(command(part), capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                command(part), capture_output=True, text=True, check=False, cwd=ROOT, env=env
+            )
             if done.returncode != 0:
                 raise DoesNotCompile(done.stderr)
             os.replace(part, path)

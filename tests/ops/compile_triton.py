@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compiles the Triton kernels of all ops for GPUs that need not be there (test_triton_aot.py).
 
-    python compile_triton.py OUTPUT
+    python compile_triton.py one|all OUTPUT
+
+``all``: every instance for every architecture; ``one``: the first of each op, for Hopper. OUTPUT is
+a JSON list of what is to be known of each.
 
 A process of its own: where kernels are interpreted (TRITON_INTERPRET=1), they cannot be compiled.
 """
@@ -12,10 +15,12 @@ import importlib
 import json
 import re
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import triton
+from built import kernels
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -39,17 +44,19 @@ def attributes(signature: dict[str, str]) -> dict[tuple[int], list[list[Any]]]:
     }
 
 
-def compile_all(op: str, output: Path) -> list[dict[str, Any]]:
-    """Every instance that the op's triton.py lists, and what is to be known of it."""
+def compile_op(op: str, extent: str) -> list[dict[str, Any]]:
+    """The instances that the op's triton.py lists, and what is to be known of them."""
     found = []
     instances = importlib.import_module(f"tdc_kernels.ops.{op}.triton").AOT
-    for number, (kernel, signature, constants, warps) in enumerate(instances):
+    for kernel, signature, constants, warps in instances if extent == "all" else instances[:1]:
         source = ASTSource(kernel, signature, constants, attributes(signature))
-        for capability in CAPABILITIES:
+        for capability in CAPABILITIES if extent == "all" else (90,):
             target = GPUTarget("cuda", capability, 32)
             made = triton.compile(source, target=target, options={"num_warps": warps})
-            cubin = output / f"{op}-{number}-{capability}.cubin"
-            cubin.write_bytes(made.asm["cubin"])
+            with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+                cubin.write(made.asm["cubin"])
+                cubin.flush()
+                (usage,) = kernels(Path(cubin.name))
             found.append(
                 {
                     "op": op,
@@ -58,17 +65,16 @@ def compile_all(op: str, output: Path) -> list[dict[str, Any]]:
                     "signature": signature,
                     "shared": made.metadata.shared,
                     "wide": WIDE_LOAD.search(made.asm["ptx"]) is not None,
-                    "cubin": cubin.name,
+                    "memory": usage.stack + usage.local,
                 }
             )
     return found
 
 
-def main(output: Path) -> None:
+def main(extent: str, output: Path) -> None:
     ops = [p.parent.name for p in sorted(Path(tdc_kernels.ops.__file__).parent.glob("*/triton.py"))]
-    found = [kernel for op in ops for kernel in compile_all(op, output)]
-    (output / "kernels.json").write_text(json.dumps(found))
+    output.write_text(json.dumps([kernel for op in ops for kernel in compile_op(op, extent)]))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(sys.argv[1], Path(sys.argv[2]))

@@ -41,7 +41,7 @@ def _cu(frames: int) -> torch.Tensor:
 
 def _attention(n: int, packed: bool) -> tuple[Any, ...]:
     # As above, but few: a program of Triton's interpreter takes milliseconds.
-    s = {"frames": 5 * n + 1, "visual": 4 * n + 5, "audio": 6 * n + 5, "rows": 7 * n + 5}
+    s = {"frames": 3 * n + 1, "visual": 4 * n + 5, "audio": 6 * n + 5, "rows": 4 * n + 3}
     rows = s["rows"] if packed else s["frames"]
     extra = (
         torch.randint(s["frames"], (rows,)),

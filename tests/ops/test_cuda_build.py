@@ -24,31 +24,29 @@ WIDE_LOAD = re.compile(r"LDG\.E(\.\w+)*\.128|UBLKCP")
 NO_FEATURES = {"scene_boundaries": "sorts fp32 keys, one per thread"}
 
 pytestmark = [
-    pytest.mark.slow,  # a minute for all ops on two cores, once
     pytest.mark.skipif(cuda.nvcc() is None, reason="no nvcc"),
     pytest.mark.skipif(cuobjdump() is None, reason="no cuobjdump, neither on PATH nor of triton"),
 ]
 all_ops = pytest.mark.parametrize("op", SOURCES)
+slow = pytest.mark.slow  # two minutes for all ops on two cores, once
+
+
+def made(op: str) -> Path:
+    """``csrc/<op>/cuda.cu`` compiled.
+
+    Raises:
+        DoesNotCompile: with what nvcc said.
+    """
+    inputs = [SOURCES[op], *headers()]
+    return cached("cuda", f"{op}.o", inputs, lambda out: cuda.compile_command(SOURCES[op], out))
 
 
 @pytest.fixture(scope="module")
-def environment():
-    """As the library is built unless somebody says otherwise."""
+def objects():
+    """All of them as the library is built unless somebody says otherwise, or what nvcc said."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("TDC_CUDA_ARCHS", raising=False)
-        yield
-
-
-@pytest.fixture(scope="module")
-def objects(environment):
-    """``csrc/<op>/cuda.cu`` compiled, or what nvcc said."""
-
-    def make(op: str) -> Path:
-        source = SOURCES[op]
-        inputs = [source, *headers()]
-        return cached("cuda", f"{op}.o", inputs, lambda out: cuda.compile_command(source, out))
-
-    return in_parallel(make, SOURCES)
+        return in_parallel(made, SOURCES)
 
 
 @pytest.fixture
@@ -57,6 +55,15 @@ def compiled(op, objects):
     return objects[op]
 
 
+def test_one_op_compiles_for_one_architecture(monkeypatch):
+    """What the stand-in on the CPU cannot say: nvcc takes the headers that all ops share."""
+    monkeypatch.setenv("TDC_CUDA_ARCHS", "90a")
+    found = kernels(made("pack_context"))
+    assert {kernel.arch for kernel in found} == {"sm_90a"}
+    assert not [k for k in found if k.stack > allowed_stack(k.name) or k.local]
+
+
+@slow
 @all_ops
 def test_nothing_spills(compiled):
     found = kernels(compiled)
@@ -88,6 +95,7 @@ def is_wide(name: str) -> bool:
     return match is not None and SIZES[match[1]] * int(match[2]) == 16
 
 
+@slow
 @all_ops
 def test_loads_are_wide(op, compiled):
     if op in NO_FEATURES:
@@ -97,6 +105,7 @@ def test_loads_are_wide(op, compiled):
     assert not [key for key, code in wide.items() if not WIDE_LOAD.search(code)]
 
 
+@slow
 @pytest.mark.skipif(shutil.which("nm") is None, reason="no nm")
 def test_stable_abi_only(objects, tmp_path):
     """All ops link into one library, and it imports no C++ symbol of torch or c10."""

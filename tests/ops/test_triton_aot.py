@@ -3,51 +3,65 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import built
 import pytest
-from built import ROOT, cuobjdump, kernels
+from built import ROOT, cached, cuobjdump
 
-import tdc_kernels.ops
-
-OPS = sorted(p.parent.name for p in Path(tdc_kernels.ops.__file__).parent.glob("*/triton.py"))
+OPS = sorted(p.parent.name for p in (ROOT / "tdc_kernels" / "ops").glob("*/triton.py"))
+TRITON = importlib.util.find_spec("triton")
+COMPILES = Path(__file__).with_name("compile_triton.py")
 SHARED = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}  # what a block may have
 HALF = {"*bf16", "*fp16"}  # nothing but features is stored so
 
 pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no triton"),
+    pytest.mark.skipif(TRITON is None, reason="no triton"),
     pytest.mark.skipif(cuobjdump() is None, reason="no cuobjdump"),
 ]
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    """One process for all; Triton keeps what it has compiled in build/."""
-    output = tmp_path_factory.mktemp("triton")
+@functools.cache
+def compiled(extent: str) -> list[dict[str, Any]]:
+    """What one process says of the kernels of all ops; kept until something of it changes."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("TRITON_")}
     env["TRITON_CACHE_DIR"] = str(ROOT / "build" / "triton")
     # This tree's kernels, whatever is installed.
     env["PYTHONPATH"] = os.pathsep.join([str(ROOT), env.get("PYTHONPATH", "")])
-    command = [sys.executable, str(Path(__file__).with_name("compile_triton.py")), str(output)]
-    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    found = json.loads((output / "kernels.json").read_text())
-    for kernel in found:
-        (usage,) = kernels(output / kernel["cubin"])
-        kernel["memory"] = usage.stack + usage.local
-    return found
+    sources = sorted((ROOT / "tdc_kernels").rglob("*.py"))
+    inputs = [COMPILES, Path(built.__file__), Path(TRITON.origin), *sources]  # with its version
+    found = cached(
+        "triton",
+        f"{extent}.json",
+        inputs,
+        lambda out: [sys.executable, str(COMPILES), extent, out],
+        env,
+    )
+    return json.loads(found.read_text())
+
+
+EXTENTS = [
+    pytest.param(("one", {90}), id="one"),  # an instance per op: does the compiler take it at all?
+    pytest.param(("all", set(SHARED)), id="all", marks=pytest.mark.slow),
+]
+
+
+@pytest.fixture(params=EXTENTS)
+def extent(request):
+    return request.param
 
 
 @pytest.fixture(params=OPS)
-def of_op(request, compiled):
-    found = [kernel for kernel in compiled if kernel["op"] == request.param]
-    assert {kernel["capability"] for kernel in found} == set(SHARED)
+def of_op(request, extent):
+    name, capabilities = extent
+    found = [kernel for kernel in compiled(name) if kernel["op"] == request.param]
+    assert {kernel["capability"] for kernel in found} == capabilities
     return found
 
 

@@ -60,6 +60,13 @@ def test_dtypes_and_strides(rule, dtype):
     assert torch.equal(features, before)  # LongVU's own code normalises in place
 
 
+@pytest.mark.parametrize("rule", ["window", "previous"])
+def test_faint_features_are_as_alike(rule):
+    features = video(20)
+    wanted = by_hand(features, 0.7, 8, rule)
+    assert reduce_frames(features * 2e-6, 0.7, window=8, rule=rule).tolist() == wanted
+
+
 def test_at_most():
     features = torch.randn(30, 50)
     assert reduce_frames(features, 1.1, max_frames=30).tolist() == list(range(30))

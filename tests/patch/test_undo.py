@@ -6,7 +6,6 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-import subprocess
 import sys
 
 import lavis
@@ -94,18 +93,14 @@ def test_copies_and_pickles_are_plain(family):
         assert len(tk.accelerate(other).replaced) == CROSS
 
 
-def test_a_pickle_loads_without_tdc_kernels(tmp_path):
+def test_a_pickle_loads_without_tdc_kernels(monkeypatch):
     model = qformer("blip2")
+    plain = type(model)
     tk.accelerate(model)
-    with open(tmp_path / "model", "wb") as file:
-        pickle.dump(model, file)
-    code = (
-        "import pickle, sys; sys.modules['tdc_kernels'] = None;"
-        "print(type(pickle.load(open(sys.argv[1], 'rb'))).__name__)"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path / "model")]
-    out = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == "Blip2QFormerModel"
+    written = pickle.dumps(model)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tdc_kernels"]:
+        monkeypatch.setitem(sys.modules, name, None)  # cannot be imported
+    assert type(pickle.loads(written)) is plain
 
 
 @pytest.mark.parametrize("family", list(NAMES))
@@ -324,9 +319,3 @@ def test_weights_on_no_device_are_not_touched():
     with torch.device("meta"):
         model = qformer("blip2")
     assert len(tk.accelerate(model).replaced) == CROSS
-
-
-def test_import_takes_no_transformers():
-    code = "import sys, tdc_kernels; tdc_kernels.accelerate; print('transformers' in sys.modules)"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == "False"

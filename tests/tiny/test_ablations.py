@@ -39,7 +39,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def small(out: Path, model: Path, *only: str, **changes) -> Sweep:
-    recipe = Recipe(Path(), clips=20, batch=8, save_steps=1, logging_steps=1)
+    recipe = Recipe(Path(), clips=10, batch=8, save_steps=1, logging_steps=1)
     fields = {"examples": 32, "seeds": 1, "clips": 1, "questions": 2, "only": only, **changes}
     return Sweep(out, recipe=recipe, model=model, **fields)
 
@@ -124,7 +124,8 @@ def test_names():
 # --- running -------------------------------------------------------------------------------------
 
 
-def test_a_killed_sweep_goes_on_and_leaves_finished_variants_alone(model, tmp_path):
+def test_a_killed_sweep_goes_on_and_leaves_finished_variants_alone(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "PAIRS", 1)
     killed, whole = (
         small(tmp_path / "a", model, "queries"),
         small(tmp_path / "b", model, "queries"),
@@ -227,7 +228,7 @@ def test_without_sound_the_questions_stay_the_same(given, model, tmp_path, monke
 
 
 def test_what_training_cannot_tell_apart_is_trained_once(given, model, tmp_path, monkeypatch):
-    most = max(training_clip(sweep.SEED, i).num_frames for i in range(2000))
+    most = max(training_clip(sweep.SEED, i).num_frames for i in range(500))
     assert most <= ablations.LONGEST
     asked = []
     monkeypatch.setattr(sweep, "ask_set", lambda m, p, *args: asked.append((m, p)) or {"right": 1})

@@ -19,6 +19,7 @@ from tiny.world import ask, make_clip
 SEED = 4  # of clips that neither training nor the figures of the documents have seen
 CLIPS, QUESTIONS = 100, 4
 LEAST_RIGHT, LEAST_CUTS = 0.81, 0.96  # measured: 0.845, 0.980
+FEW = 32  # clips for `make test`: 0.859, 1.0
 
 
 @pytest.fixture(scope="module")
@@ -26,18 +27,18 @@ def shipped():
     return load_model(device="cpu")
 
 
-def answers(shipped):
-    drawn = (make_clip(SEED, index, split="test") for index in range(CLIPS))
+def answers(shipped, clips=CLIPS):
+    drawn = (make_clip(SEED, index, split="test") for index in range(clips))
     asked = [(clip, ask(clip, QUESTIONS)) for clip in drawn]
     return evaluate(shipped.model, shipped.processor, asked, files=False)
 
 
-@pytest.mark.slow
-def test_it_answers_about_clips_it_has_not_seen(shipped):
-    found = answers(shipped)
-    assert found.count() == CLIPS * QUESTIONS
+@pytest.mark.parametrize("clips", [FEW, pytest.param(CLIPS, marks=pytest.mark.slow)])
+def test_it_answers_about_clips_it_has_not_seen(shipped, clips):
+    found = answers(shipped, clips)
+    assert found.count() == clips * QUESTIONS
     assert found.accuracy() >= LEAST_RIGHT
-    assert found.constant() <= 0.4
+    assert found.constant() <= (0.4 if clips == CLIPS else 0.5)
     assert found.cuts.f1 >= LEAST_CUTS
 
 

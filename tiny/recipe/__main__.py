@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 from transformers.utils import logging as transformers_logging
 
+from tdc.train.trainer import leave_process_group
+
 from .settings import Recipe
 from .steps import run
 
@@ -39,6 +41,7 @@ def main() -> None:
 
     folder = run(Recipe(**given), say)
     say(f"{folder}: trained")
+    leave_process_group()
 
 
 if __name__ == "__main__":
