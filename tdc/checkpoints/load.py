@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Dinov2Model
+from transformers import AutoConfig, Dinov2Config, Dinov2Model
 
 from ..config import TDCConfig
 from ..encoder.towers import VisionTower
@@ -103,22 +104,77 @@ def load_dinov2(
     checkpoint = Checkpoint(folder)
     names = [name for name in checkpoint.shapes if name.startswith(prefix)]
     state = dict(checkpoint.tensors({name: name for name in names}))
-    kind: Any = Dinov2Model
-    with _one_line(folder):
+    model, found = _dinov2(
+        folder,
         # Through transformers, because what it saves has older names than its modules.
-        model, found = kind.from_pretrained(
-            None,
-            config=config.dinov2_config,
-            state_dict={name.removeprefix(prefix): tensor for name, tensor in state.items()},
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            dtype=_dtype(dtype, "fp32" if place.type == "cpu" else None) or "auto",
-        )
+        None,
+        config=config.dinov2_config,
+        state_dict={name.removeprefix(prefix): tensor for name, tensor in state.items()},
+        dtype=_dtype(dtype, "fp32" if place.type == "cpu" else None) or "auto",
+    )
     _refuse(folder, found, prefix)
+    return _tower(model, config.tower_grid, config.dinov2_image_size).to(place), config
+
+
+def load_plain_dinov2(
+    name: str | os.PathLike[str], device: str | None = None, dtype: str | None = None
+) -> VisionTower:
+    """The tower of a DINOv2 on its own, as the paper uses it: 27 x 27 patches, 24 x 24 tokens.
+
+    Args:
+        name: folder that transformers' ``Dinov2Model`` or one of its heads was saved to (the head
+            is left out), or a name on the Hugging Face hub.
+        device, dtype: as for :func:`load_model`.
+
+    Raises:
+        InputError: no such model, one of another type or a damaged one, or no such device.
+    """
+    place = pick_device(device)
+    config = _dinov2_config(name)
+    default = "fp32" if place.type == "cpu" else None
+    model, found = _dinov2(name, name, config=config, dtype=_dtype(dtype, default) or "auto")
+    _refuse(name, found | {"unexpected_keys": ()})  # of a head
+    return _tower(model).to(place)
+
+
+def _dinov2_config(name: str | os.PathLike[str]) -> Dinov2Config:
+    folder = Path(name)
+    if folder.is_dir():
+        kind = _model_type(folder, "a DINOv2 as transformers saves it")
+    else:
+        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(name)):
+            raise InputError(f"no such folder: {name}; expected one with a DINOv2, or a hub name")
+        try:
+            kind = AutoConfig.from_pretrained(name).model_type
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"no such folder: {name}, nor can a model of this name be had from the hub "
+                f"({type(error).__name__}); expected a folder, or a hub name and a network"
+            ) from error
+    if kind != "dinov2":
+        hint = "; a TDC model goes with --model" if kind == "tdc" else ""
+        raise InputError(f"{name} holds a model of type {kind!r}; expected 'dinov2'{hint}")
+    with _one_line(name):
+        return Dinov2Config.from_pretrained(name)
+
+
+def _dinov2(
+    name: str | os.PathLike[str], source: str | os.PathLike[str] | None, **options: Any
+) -> tuple[Dinov2Model, dict[str, Any]]:
+    """The model, and what transformers found wrong with its tensors."""
+    kind: Any = Dinov2Model
+    with _one_line(name):
+        loaded: tuple[Dinov2Model, dict[str, Any]] = kind.from_pretrained(
+            source, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    return loaded
+
+
+def _tower(model: Dinov2Model, grid: int = 24, image_size: int | None = None) -> VisionTower:
     with torch.device("meta"):
-        tower = VisionTower(config.dinov2_config, config.tower_grid, config.dinov2_image_size)
+        tower = VisionTower(model.config, grid, image_size)
     tower.model = model
-    return tower.eval().to(place), config
+    return tower.eval()
 
 
 def pick_device(name: str | None = None) -> torch.device:
@@ -149,12 +205,7 @@ def read_config(folder: Path) -> TDCConfig:
     """
     if not folder.is_dir():
         raise InputError(f"no such folder: {folder}; expected a model written by tdc convert")
-    if not (folder / "config.json").is_file():
-        raise InputError(
-            f"{folder} is no TDC model: it holds no config.json; expected a folder written by "
-            "tdc convert or save_pretrained"
-        )
-    kind = read_json(folder / "config.json").get("model_type")
+    kind = _model_type(folder, "a folder written by tdc convert or save_pretrained")
     if kind in ("cambrian_qwen", "cambrian_llama"):
         raise InputError(
             f"{folder} holds a checkpoint in the authors' layout; convert it first: "
@@ -167,12 +218,20 @@ def read_config(folder: Path) -> TDCConfig:
         return TDCConfig.from_pretrained(folder)
 
 
+def _model_type(folder: Path, expected: str) -> str | None:
+    if not (folder / "config.json").is_file():
+        what = "DINOv2" if "DINOv2" in expected else "TDC model"
+        raise InputError(f"{folder} is no {what}: it holds no config.json; expected {expected}")
+    kind: str | None = read_json(folder / "config.json").get("model_type")
+    return kind
+
+
 def _dtype(name: str | None, default: str | None) -> torch.dtype | None:
     chosen = name or default
     return None if chosen is None else DTYPES[chosen]
 
 
-def _refuse(folder: Path, found: dict[str, Any], prefix: str = "") -> None:
+def _refuse(folder: str | os.PathLike[str], found: dict[str, Any], prefix: str = "") -> None:
     """One line with everything that transformers found wrong with a checkpoint's tensors."""
     wrong = [f"{k} is {list(s)}, expected {list(e)}" for k, s, e in found["mismatched_keys"]]
     faults = [
@@ -192,7 +251,7 @@ def _refuse(folder: Path, found: dict[str, Any], prefix: str = "") -> None:
 
 
 @contextmanager
-def _one_line(folder: Path) -> Iterator[None]:
+def _one_line(folder: str | os.PathLike[str]) -> Iterator[None]:
     """Errors of transformers and safetensors about a damaged folder, as one line."""
     try:
         yield

@@ -41,13 +41,14 @@ def command(
     return parser
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
+def add_model(
+    parser: argparse.ArgumentParser, default: str = "the tiny TDC that comes with the package"
+) -> None:
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model",
         metavar="DIR",
-        help="folder written by tdc convert or save_pretrained "
-        "(default: the tiny TDC that comes with the package)",
+        help=f"folder written by tdc convert or save_pretrained (default: {default})",
     )
     group.add_argument(
         "--device", metavar="D", help="cpu, cuda or cuda:N (default: the GPUs if there are any)"

@@ -1,19 +1,47 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``tdc segment``: the scenes of a video, from DINOv2 features alone."""
+"""``tdc segment``: the scenes of a video, from colour and edges or from DINOv2 features."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .options import Subparsers, add_model, command, finite, positive, positive_int
-from .terminal import activity, count, note, progress
+from ..errors import InputError
+from ..files import check_writable
+from .options import (
+    Subparsers,
+    add_model,
+    check_folder,
+    check_media,
+    command,
+    finite,
+    positive,
+    positive_int,
+)
+from .terminal import Update, activity, count, note, progress, quiet_transformers
 
 if TYPE_CHECKING:
     from ..encoder.segment import Segmentation
-    from ..media.video import VideoInfo
-    from ..processor.media_inputs import Medium
+    from ..media.media_file import MediaFile, VideoInfo
+    from ..media.video import Video
+
+FEATURES = ("color", "dinov2", "model")
+COLOR_FPS = 4.0  # samples a second: docs/segmentation.md has the figures of 1, 2 and 4
+_CHUNK = 4096  # frames decoded at a time for colour: 113 MB at 16:9, 17 minutes at 4 a second
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What one kind of features made of a video."""
+
+    segmentation: Segmentation
+    times: list[float]  # seconds of the sampled frames
+    pictures: Any  # uint8 [H, W, 3], one per sampled frame; empty if none are drawn
+    model: str | None  # whose features they are
+    threshold: float | None
 
 
 def add(subparsers: Subparsers) -> None:
@@ -23,68 +51,186 @@ def add(subparsers: Subparsers) -> None:
         run,
         "find the scenes of a video",
         "Scenes begin where neighbouring frames are least alike.",
+        loads_model=False,  # with colour; `run` quiets transformers for the others
+        check=check,
     )
     parser.add_argument("video", metavar="VIDEO")
+    parser.add_argument(
+        "--features",
+        choices=FEATURES,
+        help="what frames are compared by: color (and edges; no weights), a plain dinov2, or the "
+        "DINOv2 of a model (default: of what --dinov2 or --model names, else color)",
+    )
+    parser.add_argument(
+        "--dinov2",
+        metavar="FOLDER_OR_HUB_NAME",
+        help="a plain DINOv2 as transformers saves it, such as facebook/dinov2-base",
+    )
     parser.add_argument(
         "--scenes",
         metavar="N",
         type=positive_int,
-        help="most scenes (default: the model's, 24 in the paper)",
+        help="cut at the N - 1 lowest similarities, or with --threshold at those of them below it "
+        "(default: no limit with color, the model's, 24 with a plain DINOv2)",
     )
     parser.add_argument(
         "--threshold",
         metavar="X",
         type=finite,
-        help="cut only where the similarity is below X (cosine, at most 1)",
+        help="cut only where the similarity is below X (cosine, at most 1; default without "
+        "--scenes: 0.89 with color, the model's, none with a plain DINOv2)",
     )
     parser.add_argument(
-        "--fps", metavar="F", type=positive, help="sampled frames per second (default: the model's)"
+        "--fps",
+        metavar="F",
+        type=positive,
+        help=f"sampled frames per second (default: {COLOR_FPS:g} with color, the model's, 1 with "
+        "a plain DINOv2)",
     )
     parser.add_argument(
         "--max-frames",
         metavar="N",
         type=positive_int,
-        help="of more samples take N evenly spaced ones (default: the model's, 224 in the paper)",
+        help="of more samples take N evenly spaced ones (default: no limit with color, the "
+        "model's, 224 with a plain DINOv2)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--plot", metavar="FILE", help="also draw the timeline as PNG")
-    add_model(parser)
+    add_model(parser, "none; with --features model the tiny TDC of the package")
+
+
+def check(arguments: Any) -> None:
+    arguments.features = _features(arguments)
+    arguments.video = check_media(arguments.video)
+    check_folder(arguments.model)
+    if arguments.plot:
+        check_writable(arguments.plot)
 
 
 def run(arguments: Any) -> None:
-    from ..checkpoints.load import ABOUT_TINY, load_dinov2
     from ..encoder.scenes import scenes
-    from ..files import check_writable
-    from ..media.video import probe
     from .report import print_scenes
 
-    info = probe(arguments.video)  # bad files are refused before a model is loaded
-    if arguments.plot:
-        check_writable(arguments.plot)
-    with activity("loading DINOv2"):
-        tower, config = load_dinov2(arguments.model, arguments.device, arguments.dtype)
-    if arguments.model is None:
-        note(f"note: no --model given: {ABOUT_TINY}")
-    video, segmentation = _segment(arguments, tower, config)
-    found = scenes(segmentation, video.times, info.duration)
-    if arguments.json:
-        print(json.dumps(_document(arguments, info, video, segmentation, found), indent=2))
+    info, features = arguments.video.info, arguments.features
+    if features == "color":
+        found = _by_color(arguments, info)
     else:
-        frames, spanned = count(len(video.times), "frame"), count(len(found), "scene")
+        with quiet_transformers():
+            found = _by_dinov2(arguments)
+    spans = scenes(found.segmentation, found.times, info.duration)
+    if arguments.json:
+        print(json.dumps(_document(arguments, info, features, found, spans), indent=2))
+    else:
+        frames, spanned = count(len(found.times), "frame"), count(len(spans), "scene")
         print(f"{arguments.video}: {spanned}, {frames}, {info.duration:.1f} s\n")
-        print_scenes(found)
+        print_scenes(spans)
     if arguments.plot:
-        _draw(arguments, info, video, segmentation)
+        _draw(arguments, info, found)
 
 
-def _segment(arguments: Any, tower: Any, config: Any) -> tuple[Medium, Segmentation]:
+def _features(arguments: Any) -> str:
+    """The features that were asked for, or that go with the weights that were named.
+
+    Raises:
+        InputError: options that contradict each other.
+    """
+    if arguments.model and arguments.dinov2:
+        raise InputError("--model and --dinov2 both name a DINOv2; expected one of them")
+    implied = "model" if arguments.model else "dinov2" if arguments.dinov2 else None
+    features = str(arguments.features or implied or "color")
+    if implied and features != implied:
+        raise InputError(f"--features {features} does not use --{implied}; leave one of them out")
+    if features == "dinov2" and not implied:
+        raise InputError("--features dinov2: expected --dinov2 FOLDER_OR_HUB_NAME as well")
+    for option in ("device", "dtype"):
+        if features == "color" and getattr(arguments, option) is not None:
+            raise InputError(f"--{option}: colour is measured without a model; leave it out")
+    return features
+
+
+def _limits(arguments: Any, scenes: int, threshold: float | None) -> tuple[int, float | None]:
+    """Scenes and threshold: as asked, else these of the features.
+
+    Who asks for a number of scenes alone gets that number, whatever the threshold.
+    """
+    if arguments.scenes is None and arguments.threshold is None:
+        return scenes, threshold
+    return arguments.scenes or scenes, arguments.threshold
+
+
+def _by_color(arguments: Any, info: VideoInfo) -> _Found:
     import torch
 
+    from ..encoder.color_features import THRESHOLD, color_features, min_scene_frames
+    from ..encoder.segment import segment
+
+    features, times, pictures = [], [], []
+    fps = _color_fps(arguments, info)
+    with progress("decoding the video") as update:
+        for video in _chunks(arguments.video, info, fps, update):
+            features.append(color_features(video.frames))
+            times += video.timestamps.tolist()
+            if arguments.plot:
+                pictures += list(video.frames)
+    scenes, threshold = _limits(arguments, len(times), THRESHOLD)
+    least = min_scene_frames(fps)
+    segmentation = segment(torch.cat(features), scenes, None, threshold, least)
+    return _Found(segmentation, times, pictures, None, threshold)
+
+
+def _color_fps(arguments: Any, info: VideoInfo) -> float:
+    """Samples a second, fewer than asked for where ``--max-frames`` allows no more."""
+    fps = arguments.fps or COLOR_FPS
+    total, most = math.ceil(info.duration * fps), arguments.max_frames
+    if most is None or total <= most:
+        return float(fps)
+    note(
+        f"warning: the video has {total} frames at {fps:g} per second; "
+        f"--max-frames takes {most} evenly spaced ones"
+    )
+    return float(most / info.duration)
+
+
+def _chunks(file: MediaFile, info: VideoInfo, fps: float, update: Update) -> Iterator[Video]:
+    """The whole video, small, ``_CHUNK`` samples at a time."""
+    from ..encoder.color_features import MAX_SIDE
+    from ..media.video import read_video
+
+    total = math.ceil(info.duration * fps)
+    for first in range(0, total, _CHUNK):
+        # The last half frame of a file may be too short for a sample of its own.
+        last = (first + _CHUNK) / fps >= info.duration - 0.5 / info.fps
+        yield read_video(
+            file,
+            fps=fps,
+            start=first / fps if first else None,
+            end=None if last else (first + _CHUNK) / fps,
+            max_side=MAX_SIDE,
+            progress=lambda done, _, first=first: update(first + done, total),  # type: ignore[misc]
+        )
+        if last:
+            return
+
+
+def _by_dinov2(arguments: Any) -> _Found:
+    import torch
+
+    from ..checkpoints.load import ABOUT_TINY, TINY, load_dinov2, load_plain_dinov2
+    from ..config import TDCConfig
     from ..encoder.segment import segment
     from ..media.pixels import padding_color, resize_frames
     from ..processor.media_inputs import load_video
     from ..session import watch_towers
 
+    with activity("loading DINOv2"):
+        if arguments.dinov2:
+            tower = load_plain_dinov2(arguments.dinov2, arguments.device, arguments.dtype)
+            config = TDCConfig()  # the paper's sampling and number of scenes
+        else:
+            tower, config = load_dinov2(arguments.model, arguments.device, arguments.dtype)
+    name = arguments.dinov2 or arguments.model or str(TINY)
+    if name == str(TINY):
+        note(f"note: no --model given: {ABOUT_TINY}")
     config.fps = arguments.fps or config.fps
     limit = arguments.max_frames or config.max_frames
     with progress("decoding the video") as update:
@@ -97,12 +243,13 @@ def _segment(arguments: Any, tower: Any, config: Any) -> tuple[Medium, Segmentat
         watch_towers(tower, len(pixels), update),
     ):
         features = tower(pixels.to(device))
-    threshold = config.similarity_threshold if arguments.threshold is None else arguments.threshold
-    return video, segment(features, arguments.scenes or config.num_scenes, None, threshold)
+    scenes, threshold = _limits(arguments, config.num_scenes, config.similarity_threshold)
+    segmentation = segment(features, scenes, None, threshold)
+    return _Found(segmentation, video.times, video.frames, name, threshold)
 
 
 def _document(
-    arguments: Any, info: VideoInfo, video: Medium, segmentation: Segmentation, found: Any
+    arguments: Any, info: VideoInfo, features: str, found: _Found, spans: Any
 ) -> dict[str, Any]:
     return {
         "video": str(arguments.video),
@@ -110,7 +257,9 @@ def _document(
         "width": info.width,
         "height": info.height,
         "source_fps": round(info.fps, 3),
-        "model": arguments.model,
+        "features": features,
+        "model": found.model,
+        "threshold": found.threshold,
         "scenes": [
             {
                 "number": scene.number,
@@ -120,10 +269,10 @@ def _document(
                 "frames": scene.frames,
                 "similarity": _finite(scene.similarity),
             }
-            for scene in found
+            for scene in spans
         ],
-        "frame_times": [round(time, 3) for time in video.times],
-        "similarity": [_finite(value) for value in segmentation.video_similarity().tolist()],
+        "frame_times": [round(time, 3) for time in found.times],
+        "similarity": [_finite(v) for v in found.segmentation.video_similarity().tolist()],
     }
 
 
@@ -132,18 +281,18 @@ def _finite(value: float | None) -> float | None:
     return round(value, 6) if value is not None and math.isfinite(value) else None
 
 
-def _draw(arguments: Any, info: VideoInfo, video: Medium, segmentation: Segmentation) -> None:
+def _draw(arguments: Any, info: VideoInfo, found: _Found) -> None:
     from pathlib import Path
 
     from .timeline import draw_timeline
 
-    starts = segmentation.scene_starts()
+    starts = found.segmentation.scene_starts()
     with activity("drawing the timeline"):
         path = draw_timeline(
             arguments.plot,
-            frames=[video.frames[start] for start in starts],
-            timestamps=video.times,
-            similarity=segmentation.video_similarity().cpu().numpy(),
+            frames=[found.pictures[start] for start in starts],
+            timestamps=found.times,
+            similarity=found.segmentation.video_similarity().cpu().numpy(),
             scene_starts=starts,
             duration=info.duration,
             title=Path(arguments.video).name,

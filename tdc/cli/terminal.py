@@ -162,16 +162,20 @@ def quiet_libraries() -> Iterator[None]:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No load reports, hints and bars of transformers; as it was before at the end."""
+    """No reports, hints and bars of transformers, no retries of the hub; as before at the end."""
     from transformers.utils import logging as hf
 
     level, bars = hf.get_verbosity(), hf.is_progress_bar_enabled()
+    hub = logging.getLogger("huggingface_hub")
+    before = hub.level
     hf.set_verbosity_error()
+    hub.setLevel(logging.ERROR)
     hf.disable_progress_bar()
     try:
         yield
     finally:
         hf.set_verbosity(level)
+        hub.setLevel(before)
         if bars:
             hf.enable_progress_bar()
 

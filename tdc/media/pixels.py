@@ -15,6 +15,19 @@ from torch import Tensor
 from ..errors import InputError
 
 
+def check_frames(frames: np.ndarray) -> None:
+    """Raises `InputError` unless ``frames`` are uint8 ``[T, H, W, 3]``."""
+    if (
+        frames.dtype != np.uint8
+        or frames.ndim != 4
+        or frames.shape[-1] != 3
+        or 0 in frames.shape[1:]
+    ):
+        raise InputError(
+            f"frames must be uint8 [T, H, W, 3], got {frames.dtype} {list(frames.shape)}"
+        )
+
+
 def resize_frames(frames: np.ndarray, image_size: int, fill: Sequence[int]) -> Tensor:
     """Pad frames to a centred square and resize them (Pillow, bicubic with antialiasing).
 
@@ -29,15 +42,7 @@ def resize_frames(frames: np.ndarray, image_size: int, fill: Sequence[int]) -> T
     Raises:
         InputError: another dtype or shape.
     """
-    if (
-        frames.dtype != np.uint8
-        or frames.ndim != 4
-        or frames.shape[-1] != 3
-        or 0 in frames.shape[1:]
-    ):
-        raise InputError(
-            f"frames must be uint8 [T, H, W, 3], got {frames.dtype} {list(frames.shape)}"
-        )
+    check_frames(frames)
     count, height, width, _ = frames.shape
     resized = np.empty((count, image_size, image_size, 3), dtype=np.uint8)
     side = max(height, width)

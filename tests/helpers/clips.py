@@ -157,6 +157,30 @@ def _encode_audio(
     out.mux(stream.encode())
 
 
+def pans(*lengths: int) -> np.ndarray:
+    """uint8 ``[F, 64, 64, 3]``: scenes of so many frames, each a window that moves over its own
+    wide picture of random patches in its own tint."""
+    frames: list[np.ndarray] = []
+    for scene, length in enumerate(lengths):
+        dice = np.random.default_rng(scene)
+        patches = dice.integers(0, 85, (16, 32, 3)) + dice.permutation([0, 60, 150])
+        wide = patches.astype(np.uint8).repeat(4, axis=0).repeat(4, axis=1)
+        frames += [wide[:, k : k + 64] for k in range(length)]
+    return np.stack(frames)
+
+
+def write_frames(path: Path, pictures: np.ndarray, fps: int) -> Path:
+    """Write pictures ``[F, H, W, 3]`` as H.264; returns `path`."""
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", rate=fps, options={"crf": "12"})
+        stream.height, stream.width = pictures.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        for picture in pictures:
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        out.mux(stream.encode())
+    return path
+
+
 def truncate(source: Path, target: Path, share: float) -> Path:
     """Copy the first `share` of the bytes of `source`, as a broken download leaves it."""
     data = source.read_bytes()
