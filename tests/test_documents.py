@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import ast
 import re
+import subprocess
 from collections.abc import Iterator
 from importlib import import_module
 from importlib.util import find_spec
@@ -134,3 +135,11 @@ def test_commands_have_their_options(path):
     makes = {word for line in targets for word in line.split()}
     wrong += [m[0] for m in found(TARGET, path) if m[1] not in makes]
     assert not wrong
+
+
+def test_make_runs_modules_that_are_there():
+    listed = re.findall(r"^\.PHONY: (.*)", (ROOT / "Makefile").read_text(), re.M)
+    command = ["make", "-n", *" ".join(listed).split(), "OUT=dir", "BASE=main"]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    modules = re.findall(rf"-m ({PACKAGES}[\w.]*)", said)
+    assert "bench.model.memory" in modules and all(map(find_spec, modules))
