@@ -53,9 +53,10 @@ words of that world; its answers about any other video mean nothing.
 - **Results**, kind by kind, and how they were measured: `docs/tiny.md` of TDC Kernels.
 
 ```python
-from tdc.checkpoints.load import load_model
+import tdc
 
-loaded = load_model()  # this model and its processor
+video = tdc.load().watch("clip.mp4")  # without a folder: this model
+video.ask("how many scenes are there ?")
 ```
 """
 
