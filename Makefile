@@ -63,7 +63,7 @@ bench-compare: $(VENV)/.installed-dev
 	@$(PY) -m bench.compare "$(BASE)" $(ARGS)
 
 bench-compressor bench-memory bench-accelerate: bench-%: $(VENV)/.installed-dev
-	@$(PY) -m bench.model.$* $(ARGS)
+	@$(PY) -m bench.$* $(ARGS)
 
 bench-plots: $(VENV)/.installed-dev
 	@$(PY) -m bench.report.plots && $(PY) -m bench.report.table

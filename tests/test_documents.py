@@ -142,4 +142,4 @@ def test_make_runs_modules_that_are_there():
     command = ["make", "-n", *" ".join(listed).split(), "OUT=dir", "BASE=main"]
     said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     modules = re.findall(rf"-m ({PACKAGES}[\w.]*)", said)
-    assert "bench.model.memory" in modules and all(map(find_spec, modules))
+    assert "tiny.recipe" in modules and all(map(find_spec, modules))
