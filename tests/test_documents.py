@@ -26,7 +26,7 @@ PACKAGES = r"(?:tdc_kernels|tdc|tiny|bench)"
 LINK = re.compile(r"\]\(([^)\s#]+)[^)\s]*\)")
 CODE = re.compile(r"^```(?P<language>\w*)\n(?P<block>.*?)^```|`(?P<span>[^`\n]+)`", re.M | re.S)
 PATH = re.compile(rf"(?<![\w./*:-])(?:{'|'.join(FOLDERS)})/[\w./*<>-]*")
-FILE = re.compile(r"(?<![\w./*>-])\w+\.(?:py|cpp|cu|cuh|h)\b")
+FILE = re.compile(r"(?<![\w./*>-])\w+\.(?:py|cpp|cu|cuh|h)\b(?!::)")  # file.py::test is an example
 NAME = re.compile(rf"(?<![\w./-]){PACKAGES}(?:\.[A-Za-z_]\w*)+(?![\w/])")
 COMMAND = re.compile(r"^(?:\S+=\S+ )*(?:\.venv/bin/|.* -m )?tdc ([a-z]\w*)(.*)", re.M)
 MODULE = re.compile(rf"-m ({PACKAGES}(?:\.\w+)*)(.*)")
