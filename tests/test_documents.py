@@ -24,7 +24,7 @@ DOCUMENTS = sorted(
 )
 PACKAGES = r"(?:tdc_kernels|tdc|tiny|bench)"
 LINK = re.compile(r"\]\(([^)\s#]+)[^)\s]*\)")
-CODE = re.compile(r"^```(?P<language>\w*)\n(?P<block>.*?)^```|`(?P<span>[^`\n]+)`", re.M | re.S)
+CODE = re.compile(r"^```(?P<language>\w*)\n(?P<block>.*?)^```|`(?P<span>[^`]+)`", re.M | re.S)
 PATH = re.compile(rf"(?<![\w./*:-])(?:{'|'.join(FOLDERS)})/[\w./*<>-]*")
 FILE = re.compile(r"(?<![\w./*>-])\w+\.(?:py|cpp|cu|cuh|h)\b(?!::)")  # file.py::test is an example
 NAME = re.compile(rf"(?<![\w./-]){PACKAGES}(?:\.[A-Za-z_]\w*)+(?![\w/])")
@@ -35,9 +35,9 @@ OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 
 
 def codes(path: Path) -> Iterator[tuple[str, str]]:
-    """(language, text) of every code block and every code span, lines that go on joined."""
+    """(language, text) of every code block and every code span, continued lines joined."""
     for match in CODE.finditer(path.read_text(encoding="utf-8")):
-        text = match["block"] if match["span"] is None else match["span"]
+        text = match["block"] if match["span"] is None else match["span"].replace("\n", " ")
         yield match["language"] or "", re.sub(r"\\\n\s*", "", text)
 
 
