@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sizes, tokenizers and a new model."""
+"""Configuration and tokenizers of the tiny TDC, and a new model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .world import vocabulary
 
 SIDE = 64  # pixels of a frame's side, for both towers
 MARKS = ("<|end|>", "<|pad|>", "<|unknown|>", "<|question|>", "<|answer|>")
-# Media first, one mark a turn: a prompt is little more than its words.
+# Media first and one special token per turn: a prompt is little longer than its words.
 TEMPLATE = """\
 {%- for message in messages -%}
 {{- '<|answer|> ' if message.role == 'assistant' -}}
@@ -36,7 +36,7 @@ TEMPLATE = """\
 
 
 def tiny_config() -> TDCConfig:
-    """1.4 M parameters; 20 tokens a static frame, 4 a dynamic one."""
+    """Configuration of 1.4 M parameters: 20 tokens for a static frame, 4 for a dynamic one."""
     words = len(_words()) + len(MARKS)
     return TDCConfig(
         text_config={
@@ -52,8 +52,8 @@ def tiny_config() -> TDCConfig:
             "eos_token_id": 0,
             "pad_token_id": 1,
             "tie_word_embeddings": True,
-            # Of everything but the towers. With 0.02, made for widths of thousands, what the
-            # Q-Former sees of a frame drowns in its queries, and the compressor stays at chance.
+            # For everything but the towers. 0.02 suits widths of thousands; here the Q-Former's
+            # view of a frame would drown in its queries and the compressor stay at chance.
             "initializer_range": 0.1,
         },
         siglip_config={
@@ -108,12 +108,12 @@ def tiny_config() -> TDCConfig:
     )
 
 
-# Pairs of frames of one scene lie above, cuts below; measured on validation clips (docs/tiny.md).
+# Similarity within a scene lies above, at cuts below; measured on validation clips (docs/tiny.md).
 SIMILARITY_THRESHOLD = 0.5
 
 
 def new_model(seed: int) -> TDCForConditionalGeneration:
-    """Untrained, initialised from ``seed``."""
+    """An untrained model, initialised from ``seed``."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return TDCForConditionalGeneration(tiny_config())
@@ -124,7 +124,7 @@ def new_processor(config: TDCConfig) -> TDCProcessor:
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per word of the world, whatever its case."""
+    """A tokenizer with one token per word of the world, case-insensitive."""
     names = [*MARKS, *_words()]
     vocabulary = {name: number for number, name in enumerate(names)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<|unknown|>"))

@@ -322,7 +322,7 @@ def test_the_whole_recipe_and_again(tmp_path):
     assert (folder / "model.safetensors").read_bytes() == first
     assert len(first) < 10 * 2**20
     card = (folder / "README.md").read_text()
-    assert "seed 0, batches of 4" in card and "| stage 2: videos | 8 |" in card
+    assert "seed 0, batches of 4" in card and "| stage 2 | videos | 8 |" in card
 
 
 def test_heads_begin_with_the_seed_wherever_the_recipe_goes_on(model, clips, tmp_path):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m tiny.ablations``: the paper's ablations at small scale, on the world's clips."""
+"""``python -m tiny.ablations``: the paper's ablations at small scale, on clips of the world."""
 
 from __future__ import annotations
 

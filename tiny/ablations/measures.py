@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a variant is asked, and what is written down about its answers."""
+"""Measurements of a variant: its questions, and the figures kept of its answers."""
 
 from __future__ import annotations
 
@@ -21,11 +21,10 @@ from ..world import ask, make_clip, render_frames, render_sound
 SETS = ("standard", "slow", "fast-cut", "motion", "long")  # kinds of clips, each reported apart
 NEEDS = ("dynamic", "audio", "order", "change")
 SEED = 1  # of the clips: the same for all variants that train
-# LVCoT: frames that one call may look at, so that one segment sees the clip thinned out. A long
-# clip has 24 to 96 frames.
+# LVCoT: frames per call. A long clip has 24 to 96, so one segment sees it subsampled.
 CALL_FRAMES = 32
-SEGMENT_TOKENS = 24  # longest answer for a segment; the caption of a scene has about 20 words
-# In words that the tiny model knows.
+SEGMENT_TOKENS = 24  # answer per segment at most; the caption of a scene has about 20 words
+# In words of the tiny model's vocabulary.
 PROMPTS = Prompts("{question}", "{answer} ;", "{thoughts} {question}")
 
 
@@ -35,7 +34,7 @@ def ask_set(
     """Answers about test clips of one kind.
 
     Returns:
-        See :func:`shares`; ``tokens``: mean context tokens of a video; ``cuts_f1``.
+        :func:`shares`, ``tokens`` (mean context tokens of a video) and ``cuts_f1``.
     """
     asked = [
         (clip, ask(clip, questions))
@@ -66,7 +65,7 @@ def ask_long(
     """LVCoT's answers about long test clips, each question by itself.
 
     Returns:
-        See :func:`shares`; ``seconds``: mean time of an answer, encoding of the clip included.
+        :func:`shares` and ``seconds``, the mean time of an answer including the clip's encoding.
     """
     answered = []
     seconds = 0.0
@@ -102,11 +101,12 @@ def _long_answer(
 
 
 def shares(found: Evaluation) -> dict[str, Any]:
-    """Shares of right answers, of all questions and of those that need something.
+    """Shares of right answers, of all questions and per need.
 
     Returns:
-        ``questions``, ``right``, ``constant`` (what the best constant answer per kind of question
-        would get) and ``needs``: for each need the same three; shares of no questions are None.
+        ``questions`` (their number), ``right``, ``constant`` (share of the best constant answer per
+        kind of question) and ``needs``: the same three for each need. Shares are None without
+        questions.
     """
     return {**_share(found, None), "needs": {need: _share(found, need) for need in NEEDS}}
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables and pictures of the ablations, from the results that are there; nothing is run."""
+"""Tables and plots of the ablations from existing results; nothing is run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Read = Callable[[Result], float | None]
 
 
 def read(out: Path) -> dict[tuple[str, str], list[Result]]:
-    """Results of each (ablation, setting) that has any, in the order of seeds."""
+    """Results by (ablation, setting), where there are any, in the order of seeds."""
     found: dict[tuple[str, str], list[Result]] = {}
     for ablation in ABLATIONS.values():
         for setting in ablation.settings:
@@ -51,7 +51,7 @@ def _right(kind: str) -> Read:
 
 
 def _needing(need: str, share: str = "right") -> Read:
-    """Of all clips as long as those of the training; of long ones where there are no others."""
+    """Share over all clips but the long ones; over those if there are no others."""
 
     def value(result: Result) -> float | None:
         sets = result["sets"]
@@ -72,7 +72,7 @@ def _look_ups(result: Result) -> float:
 
 
 def columns(ablation: Ablation) -> list[tuple[str, Read, int]]:
-    """Heading, how to read it from a result, and digits."""
+    """Columns: heading, reader of a result, digits."""
     needs = [(f"need {need}", _needing(need), 2) for need in NEEDS]
     if not ablation.trains:
         return [("long", _right("long"), 2), *needs, ("seconds", _measure("long", "seconds"), 2)]
@@ -86,7 +86,7 @@ def columns(ablation: Ablation) -> list[tuple[str, Read, int]]:
 
 
 def table(ablation: Ablation, found: Mapping[tuple[str, str], list[Result]]) -> str:
-    """Markdown: a row per setting, and what the best constant answers would get."""
+    """Markdown table: a row per setting, and one of the best constant answers."""
     heads = columns(ablation)
     rows = [[ablation.name, *(head for head, _, _ in heads), "seeds"]]
     rows.append(["---", *["---:"] * (len(heads) + 1)])
@@ -114,7 +114,7 @@ def _constants(ablation: Ablation, results: Sequence[Result]) -> list[str]:
 
 
 def conditions(ablation: Ablation, found: Mapping[tuple[str, str], list[Result]]) -> str:
-    """What was run, and how: a reader needs it before the numbers."""
+    """A line on the conditions: examples, clips, machine, versions, training time."""
     results = [r for key, group in found.items() if key[0] == ablation.name for r in group]
     if not results:
         return ""
@@ -139,7 +139,7 @@ def _machine(result: Result) -> str:
 def picture(
     ablation: Ablation, found: Mapping[tuple[str, str], list[Result]], folder: Path
 ) -> Path | None:
-    """Right answers per setting, a line per kind of clip, whiskers over seeds; None: no result."""
+    """Plot of right answers per setting, a line per kind of clip; None without results."""
     settings = [s for s in ablation.settings if (ablation.name, s.name) in found]
     if not settings:
         return None
@@ -183,7 +183,7 @@ def _curve(axis: Any, groups: Sequence[list[Result]], value: Read, name: str, co
 
 
 def _save(figure: Any, path: Path) -> Path:
-    """With a palette, half the size; neither date nor version inside."""
+    """Save as a palette PNG: half the size, no date or version inside."""
     from PIL import Image
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -199,7 +199,7 @@ def _save(figure: Any, path: Path) -> Path:
 
 
 def report(out: Path, names: Sequence[Ablation]) -> list[Path]:
-    """``report/ablations.md`` and its pictures, in ``out``."""
+    """Write ``report/ablations.md`` and its plots into ``out``; returns the paths."""
     found = read(out)
     folder = out / "report"
     folder.mkdir(parents=True, exist_ok=True)
@@ -214,7 +214,7 @@ def report(out: Path, names: Sequence[Ablation]) -> list[Path]:
 
 
 def fill_page(out: Path, page: Path, names: Sequence[Ablation]) -> list[Path]:
-    """The tables between the markers of a page, pictures in a folder beside it.
+    """Fill the tables between the markers of a page, with plots in a folder beside it.
 
     Raises:
         InputError: no such page, or one without a marker.
@@ -224,7 +224,7 @@ def fill_page(out: Path, page: Path, names: Sequence[Ablation]) -> list[Path]:
     except OSError as error:
         raise InputError(f"cannot read {page}: {error.strerror}") from None
     for ablation in names:
-        _between(text, ablation, page)  # all markers are there before a picture is written
+        _between(text, ablation, page)  # check all markers before a plot is written
     found = read(out)
     written = [page]
     for ablation in names:

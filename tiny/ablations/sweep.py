@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs the table of ablations: trains and asks what has no result yet.
+"""Runs the table of ablations: trains and evaluates every variant without a result.
 
-Each variant (setting and seed) has a folder of its own. A result appears whole or not at all, what
-has one is left alone, and training that was cut off goes on from its last checkpoint. Under
-``torchrun`` the processes share each batch, and the sets of clips that a variant is asked about.
+Each variant (setting and seed) has its own folder. A result appears whole or not at all, finished
+variants are skipped, and interrupted training continues from its last checkpoint. Several processes
+may work on one folder, each on variants of its own.
 """
 
 from __future__ import annotations
@@ -43,27 +43,27 @@ from .table import BASELINE, Ablation, Setting, chosen, configured
 
 RESULT, BUDGET_FILE = "result.json", "budget.json"
 SEED = 1  # of the training clips
-# Seed of the recipe, and so of the compressor before training. The language model reads what grows
-# from the same initial weights after 150 steps, and from others not (docs/ablations.md).
+# Seed of the compressor's initial weights, the recipe's. The language model learns to read tokens
+# grown from these weights within 150 steps, from others it does not (docs/ablations.md).
 INITIAL = 0
-PAIRS = 10  # of frames for the compressor on labels, per example of the videos
-# 0.78 of the standard questions after 125 steps of videos, where both rates of 1e-3 led to 0.73.
+PAIRS = 10  # pairs of frames for the compressor on labels, per example of videos
+# After 125 steps of videos 0.78 of the standard questions; 0.73 with both rates at 1e-3.
 RECIPE = Recipe(Path(), clips=6000, rate=1.5e-3, compressor_rate=1.5e-3, save_steps=100)
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What to run.
+    """Settings of a run.
 
     Attributes:
-        out: a folder ``<ablation>/<setting>/seed-<n>`` per variant, and ``features``.
-        examples: of videos with sound; ``PAIRS`` times as many of the compressor on labels.
+        out: holds ``<ablation>/<setting>/seed-<n>`` per variant, and ``features``.
+        examples: videos with sound; the compressor on labels gets ``PAIRS`` times as many pairs.
         seeds: variants per setting.
         only: names of ablations; None: all.
-        clips, questions: asked after training, per kind of clip and per clip.
-        model: folder of the model that all variants begin with, and that LVCoT asks; None: the
+        clips, questions: for evaluation: clips of each kind, questions per clip.
+        model: folder of the model that all variants start from and LVCoT uses; None: the
             package's.
-        recipe: rates, batches, and how many training clips.
+        recipe: rates, batch size, number of training clips.
     """
 
     out: Path
@@ -76,7 +76,7 @@ class Sweep:
     recipe: Recipe = RECIPE
 
     def budget(self) -> dict[str, Any]:
-        """What results in one folder must have in common.
+        """Settings that all results in one folder share.
 
         Raises:
             InputError: no weights in the model's folder.
@@ -101,7 +101,7 @@ class Variant:
 
     @property
     def place(self) -> tuple[str, str]:
-        """Ablation and setting under whose names it is kept."""
+        """Ablation and setting that name its folder."""
         names = (self.ablation.name, self.setting.name)
         return BASELINE if self.setting.is_baseline() else names
 
@@ -114,7 +114,7 @@ class Variant:
 
 
 def variants(only: tuple[str, ...] | None, seeds: int) -> list[Variant]:
-    """Each once, one seed of everything first.
+    """All variants, each once, one seed of everything first.
 
     Raises:
         InputError: no such ablation.
@@ -125,7 +125,7 @@ def variants(only: tuple[str, ...] | None, seeds: int) -> list[Variant]:
         for ablation in chosen(only)
         for setting in ablation.settings
     ]
-    listed.sort(key=lambda v: (v.seed, v.place != BASELINE))  # it stands in most tables
+    listed.sort(key=lambda v: (v.seed, v.place != BASELINE))  # the baseline stands in most tables
     unique: dict[tuple[Any, int], Variant] = {}
     for variant in listed:
         unique.setdefault((variant.place, variant.seed), variant)
@@ -133,11 +133,11 @@ def variants(only: tuple[str, ...] | None, seeds: int) -> list[Variant]:
 
 
 def run(sweep: Sweep, say: Say = print, detail: Say = lambda line: None) -> None:
-    """Everything that has no result yet, and that no other process is at.
+    """Run every variant without a result that no other process is working on.
 
     Args:
         say: called with one line per finished variant, and one per setting that is left out.
-        detail: called with what training says in between.
+        detail: called with the lines of training in between.
 
     Raises:
         InputError: no such ablation, results of other lengths or another model in the folder, or
@@ -169,7 +169,7 @@ def run(sweep: Sweep, say: Say = print, detail: Say = lambda line: None) -> None
 
 
 def keep_budget(sweep: Sweep) -> None:
-    """One folder holds variants of one length from one start: others could not be compared."""
+    """Refuse a folder with results of another budget: they could not be compared."""
     path = sweep.out / BUDGET_FILE
     mine = sweep.budget()
     if path.exists():
@@ -190,9 +190,9 @@ def keep_budget(sweep: Sweep) -> None:
 
 @contextmanager
 def claimed(folder: Path, patient: bool = False) -> Iterator[bool]:
-    """Whether a folder is this process's alone; ``patient`` waits until it is.
+    """Lock on a folder; yields whether this process got it (``patient``: wait for it).
 
-    The system gives back what a process held when it ends, however it ends.
+    The operating system releases the lock when the process ends, however it ends.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as file:
@@ -205,7 +205,7 @@ def claimed(folder: Path, patient: bool = False) -> Iterator[bool]:
 
 
 def line(result: dict[str, Any]) -> str:
-    """A result for a terminal."""
+    """A result as one line for the terminal."""
     parts = [f"{name} {found['right']:.2f}" for name, found in result["sets"].items()]
     if result["training_seconds"] is not None:
         parts.append(f"{result['training_seconds'] / 60:.1f} min of training")
@@ -214,19 +214,19 @@ def line(result: dict[str, Any]) -> str:
 
 @dataclass
 class _Shared:
-    """What all variants use, made when the first of them asks."""
+    """Model and features shared by all variants, made on first use."""
 
     sweep: Sweep
     detail: Say
 
     @cached_property
     def start(self) -> Loaded:
-        """The model that variants begin with, and that LVCoT asks."""
+        """The model that variants start from and LVCoT uses."""
         return load_model(self.sweep.model, "cpu")
 
     @cached_property
     def clips(self) -> ClipFeatures:
-        """What its encoders say about the training clips."""
+        """Its encoders' features of the training clips."""
         folder = self.sweep.out / "features"
         clips = ClipFeatures(folder, partial(training_clip, SEED), self.sweep.recipe.clips)
         with claimed(folder, patient=True):
@@ -236,7 +236,7 @@ class _Shared:
 
 
 def _finish(shared: _Shared, variant: Variant) -> dict[str, Any] | None:
-    """A variant's result; None: another process is at it."""
+    """A variant's result; None if another process is working on it."""
     folder = variant.folder(shared.sweep.out)
     with claimed(folder) as ours:
         if not ours:
@@ -273,9 +273,9 @@ def _write(path: Path, facts: dict[str, Any]) -> None:
 
 
 def _trained(shared: _Shared, variant: Variant, folder: Path) -> dict[str, Any]:
-    """Train, ask about each set of clips, and throw the checkpoints away."""
-    whole = not (folder / "fit-labels").exists()  # the time of a run that was cut off is not known
-    _ = shared.clips  # whose time is not a variant's
+    """Train, evaluate on each set of clips, delete the checkpoints."""
+    whole = not (folder / "fit-labels").exists()  # an interrupted run's time is unknown
+    _ = shared.clips  # made now, outside of the variant's time
     began = time.perf_counter()
     last = _train(shared, variant, folder)
     seconds = time.perf_counter() - began
@@ -295,8 +295,8 @@ def _trained(shared: _Shared, variant: Variant, folder: Path) -> dict[str, Any]:
 
 
 def _train(shared: _Shared, variant: Variant, folder: Path) -> Path:
-    """The compressor on labels, then videos with sound: connector, compressor and language model,
-    without LoRA. Returns the folder of the model."""
+    """Train the compressor on labels, then connector, compressor and language model on videos with
+    sound, without LoRA. Returns the folder of the model."""
     sweep, setting = shared.sweep, variant.setting
     if setting.trained_as is not None:
         like = next(s for s in variant.ablation.settings if s.name == setting.trained_as)
@@ -327,9 +327,9 @@ def _train(shared: _Shared, variant: Variant, folder: Path) -> Path:
 
 
 def start(trained: Any, changes: Mapping[str, Any], seed: int) -> Any:
-    """A trained model whose compressor is as it was before training.
+    """A trained model with the changed configuration and an untrained compressor.
 
-    What the changes give another shape, or add, is drawn anew from the seed.
+    Parameters that the changes add or reshape are drawn from the seed.
     """
     plain, model = _new(trained.config, {}, INITIAL), _new(trained.config, changes, seed)
     given = {**plain.state_dict(), **_without_compressor(trained)}
@@ -354,7 +354,7 @@ def _without_compressor(model: Any) -> dict[str, torch.Tensor]:
 
 
 def _answered(shared: _Shared, variant: Variant, folder: Path) -> dict[str, Any]:
-    """Seeds are sets of clips here."""
+    """Evaluate LVCoT without training; seeds are sets of clips here."""
     segments, sweep = variant.setting.segments, shared.sweep
     assert segments is not None
     model, processor = shared.start.model, shared.start.processor

@@ -28,12 +28,12 @@ class Setting:
     """One row of a table.
 
     Attributes:
-        name: stands in the table and names a folder.
+        name: label in the table, and name of a folder.
         changes: fields of TDCConfig, set from the start of training.
-        sound: whether sound is there, in training and when asked.
-        segments: LVCoT's N: nothing is trained, the finished model answers so.
-        trained_as: the setting of the same ablation whose model is asked so; training could not
-            tell the two apart.
+        sound: False removes sound, in training and evaluation.
+        segments: LVCoT's N; nothing is trained, the finished model is used.
+        trained_as: setting of the same ablation whose trained model is reused, where training
+            cannot differ.
     """
 
     name: str
@@ -49,14 +49,14 @@ class Setting:
         return all(own[name] == value for name, value in self.changes.items())
 
     def lacking(self) -> str | None:
-        """Why it cannot be run with this version; None: it can."""
+        """Reason why this version cannot run it; None if it can."""
         unknown = [name for name in self.changes if name not in _unchanged()]
         return f"TDCConfig has no field {unknown[0]}" if unknown else None
 
 
 @dataclass(frozen=True)
 class Ablation:
-    """``term`` is what the paper calls it, and where; ``what`` says what changes."""
+    """``term``: the paper's name and section; ``what``: the fields that change."""
 
     name: str
     term: str
@@ -69,7 +69,7 @@ class Ablation:
 
 
 def _each(fields: Sequence[str], values: Sequence[Any]) -> tuple[Setting, ...]:
-    """A setting per value, which all of the fields take."""
+    """A setting per value, given to all of the fields."""
     return tuple(Setting(str(value), dict.fromkeys(fields, value)) for value in values)
 
 
@@ -160,7 +160,7 @@ ABLATIONS: dict[str, Ablation] = {
 
 
 def chosen(names: Sequence[str] | None) -> list[Ablation]:
-    """The ablations of these names, in the table's order; None: all.
+    """The named ablations in the table's order; None: all of them.
 
     Raises:
         InputError: no such ablation.
@@ -174,7 +174,7 @@ def chosen(names: Sequence[str] | None) -> list[Ablation]:
 
 
 def configured(config: TDCConfig, changes: Mapping[str, Any]) -> TDCConfig:
-    """A configuration with some fields changed."""
+    """A copy of a configuration with some fields changed."""
     fields = {k: v for k, v in config.to_dict().items() if k not in _NOT_FIELDS}
     for name, value in changes.items():
         outer, dot, inner = name.partition(".")
@@ -188,7 +188,7 @@ def _unchanged() -> Mapping[str, Any]:
 
 
 def flat(config: TDCConfig) -> dict[str, Any]:
-    """All fields by the names that ``Setting.changes`` uses."""
+    """All fields, under the names that ``Setting.changes`` uses."""
     found: dict[str, Any] = {}
     for name, value in config.to_dict().items():
         if isinstance(value, dict):

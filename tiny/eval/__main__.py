@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m tiny.eval``: how well a model answers about unseen clips of the world."""
+"""``python -m tiny.eval``: a model's accuracy on unseen clips of the small world."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def _print_controls(runs: dict[str, list[Evaluation]]) -> None:
 
 
 def _mean(values: list[float]) -> str:
-    """Mean, and half the range over the sets; sets without such questions do not count."""
+    """Mean ± half the range over the sets that have such questions."""
     known = [v for v in values if v == v]
     if not known:
         return "-"

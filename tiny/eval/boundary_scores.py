@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well found cuts meet the true ones."""
+"""Precision, recall and F1 of found cuts."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class BoundaryScores:
-    """Counts of cuts over one or, added up, many clips; a cut is right on its exact frame only.
+    """Counts of cuts, of one clip or summed over many; a cut is right on its exact frame only.
 
-    Where nothing was found precision is 1, where there was nothing to find recall is 1.
+    Precision is 1 if nothing was found, recall is 1 if there was nothing to find.
     """
 
     correct: int = 0
@@ -28,7 +28,7 @@ class BoundaryScores:
 
     @property
     def f1(self) -> float:
-        """Harmonic mean of both: 2 correct / (found + true); 1 where there are no cuts at all."""
+        """Harmonic mean of both: 2 correct / (found + true); 1 without any cuts."""
         total = self.found + self.true
         return 2 * self.correct / total if total else 1.0
 
@@ -39,6 +39,6 @@ class BoundaryScores:
 
 
 def boundary_scores(found: Iterable[int], truth: Iterable[int]) -> BoundaryScores:
-    """Compare the first frames of new scenes that were found with the true ones (`Clip.cuts`)."""
+    """Scores of found cuts (first frames of new scenes) against the true ones (`Clip.cuts`)."""
     got, real = set(found), set(truth)
     return BoundaryScores(len(got & real), len(got), len(real))

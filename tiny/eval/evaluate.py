@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well a model answers questions about clips that it has not seen."""
+"""A model's accuracy on questions about unseen clips, and controls."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ GROUP = 20  # clips encoded at a time
 
 @dataclass(frozen=True)
 class Answered:
-    """One question, and what the model said."""
+    """One question and the model's answer."""
 
     clip: Clip
     question: Question
@@ -46,18 +46,18 @@ class Answered:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Answers to all questions, and how well the cuts were found."""
+    """Answers to all questions, and the scores of the cuts."""
 
     answered: tuple[Answered, ...]
     cuts: BoundaryScores
 
     def accuracy(self, kind: str | None = None, needs: str | None = None) -> float:
-        """Share of right answers; of one kind, or of those that need something; NaN for none."""
+        """Share of right answers, perhaps of one kind or of one need; NaN without questions."""
         chosen = self._chosen(kind, needs)
         return float("nan") if not chosen else sum(a.right for a in chosen) / len(chosen)
 
     def constant(self, kind: str | None = None, needs: str | None = None) -> float:
-        """The share that the best constant answer of each kind would get right."""
+        """Share of right answers if every kind always got its most frequent answer."""
         chosen = self._chosen(kind, needs)
         counts: dict[str, Counter[str]] = {}
         for a in chosen:
@@ -80,7 +80,7 @@ class Evaluation:
         ]
 
 
-# What a model can be deprived of, by name: features to features.
+# A control takes something away from the features.
 Control = Callable[[VideoFeatures], VideoFeatures]
 
 
@@ -89,7 +89,7 @@ def without_sound(features: VideoFeatures) -> VideoFeatures:
 
 
 def one_scene(features: VideoFeatures) -> VideoFeatures:
-    """No cuts: the video's first frame alone stays whole."""
+    """Features without cuts: only the video's first frame is static."""
     lengths = torch.tensor(features.cu_frames).diff().to(features.segmentation.boundaries)
     boundaries = lengths[:, None].expand_as(features.segmentation.boundaries)
     return replace(
@@ -98,7 +98,7 @@ def one_scene(features: VideoFeatures) -> VideoFeatures:
 
 
 def without_dynamic(features: VideoFeatures) -> VideoFeatures:
-    """The static frames alone: the same scenes, each of one frame."""
+    """Features of the static frames alone: the same scenes, each of one frame."""
     starts = [features.segmentation.scene_starts(video) for video in range(features.num_videos)]
     groups = [[features.cu_frames[v] + s for s in found] for v, found in enumerate(starts)]
     cu = (0, *accumulate(len(group) for group in groups))
@@ -130,16 +130,16 @@ def evaluate(
     batch: int = 64,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
-    """Ask and compare.
+    """Ask all questions and compare the answers.
 
     Args:
         model, processor: a TDC that knows the world's words.
-        asked: clips and questions about each.
-        control: what the model is deprived of; None: nothing.
-        choice: ask with options, and expect the letter.
-        files: encode the clips as MP4 and read them again; False: as arrays.
-        batch: questions at a time.
-        progress: called with clips done and in all.
+        asked: clips and their questions.
+        control: takes something away from the features; None: nothing.
+        choice: ask in multiple-choice form and expect the letter.
+        files: encode the clips as MP4 and read them again; False: use arrays.
+        batch: questions per call of the model.
+        progress: called with the number of clips done and the total.
     """
     answered: list[Answered] = []
     cuts = BoundaryScores()
@@ -179,5 +179,5 @@ def _encode(model: Any, processor: Any, clips: Sequence[Clip], files: bool) -> V
 
 
 def _padded(wave: np.ndarray) -> np.ndarray:
-    """At least a second, as a file has."""
+    """Padded to at least a second, as a file is."""
     return np.pad(wave, (0, max(0, SAMPLE_RATE - len(wave))))

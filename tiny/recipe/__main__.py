@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """``python -m tiny.recipe --out DIR``: train the tiny TDC. Two processes of one thread each are
-faster than one of two: ``torchrun --nproc-per-node 2 -m tiny.recipe --out DIR``."""
+faster than one process of two: ``torchrun --nproc-per-node 2 -m tiny.recipe --out DIR``."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a question looks: labels for the attention of a language model.
+"""Attention targets: which context tokens a question should attend to.
 
-A search is the hardest thing to learn from answers alone, and labels of what a question is about
-say what is found, not where. The first layer that can search in what frames have told is the one
-after the layers at whose end linear heads read it (:mod:`.story_labels`): at the end of a
-question one of its heads is told which of the context's tokens to attend to. It cannot ask there
-for what the question's words have not brought along, so these are read at the same place.
+Searching is the hardest thing to learn from answers alone, and the labels of :mod:`.story_labels`
+name what is to be found, not where. The layer after the first of their heads is the first that can
+search in the frames' content: at the end of a question, one of its attention heads gets the
+tokens to attend to as a target. It can only search for words that have reached that position, so
+a second loss decodes the question's words there.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _SCENE, _TOLD = ([*STORY].index(name) for name in ("scene", "told"))
 
 
 def places(story: Tensor, scenes: Tensor, flashes: Tensor) -> Tensor:
-    """bool ``[Q, N]``, the tokens that a question is about: all of its scene, or where it is about
-    a flash the separators of its frame and those that follow, up to the next flash.
+    """Mask of the tokens each question is about, bool ``[Q, N]``: its whole scene or, for a flash,
+    the separators from the flash's frame up to the next flash.
 
     Args:
         story: int64 ``[N, len(STORY)]`` of a context, :func:`tiny.recipe.story_labels.told`.
-        scenes, flashes: int64 ``[Q]``; UNASKED where there is none.
+        scenes, flashes: int64 ``[Q]``, numbers; UNASKED for none.
     """
     of_scene = (story[:, _SCENE] == scenes[:, None]) & (scenes != UNASKED)[:, None]
     of_flash = story[:, _TOLD] == flashes.clamp(max=MOST_FLASHES - 1)[:, None] + 1
@@ -41,13 +41,14 @@ def places(story: Tensor, scenes: Tensor, flashes: Tensor) -> Tensor:
 def look_errors(
     model: Any, hidden: Tensor, story: Tensor, turns: Tensor, scenes: Tensor, flashes: Tensor
 ) -> Tensor:
-    """``[Q]``, of every question that looks somewhere the negative log of how much of its attention
-    goes there in the first head. (Counted in the best of four, each came to look at one scene.)
+    """Attention loss per question that has a target, ``[Q]``: negative log of the share of the
+    first head's attention on the target. (With the best of the four heads counted instead, each
+    head came to look at one scene.)
 
     Args:
         model: a Qwen2Model.
-        hidden: ``[L, D]``, at least the context's and the text's tokens, after half of its layers.
-        story: as above, of the N tokens of the context; of none, nobody is told where to look.
+        hidden: ``[L, D]`` after half of its layers: context, text, and perhaps padding.
+        story: labels of the N context tokens, as above; N = 0 means no targets.
         turns, scenes, flashes: int64 ``[T]`` of the text's tokens, padded on the right.
     """
     asked = ((scenes != UNASKED) | (flashes != UNASKED)).nonzero()[:, 0]
@@ -74,8 +75,8 @@ def look_errors(
 def word_errors(
     embedding: Tensor, hidden: Tensor, ids: Tensor, turns: Tensor, asking: Tensor
 ) -> Tensor:
-    """Of every token of every question the negative log of its probability, read with the words'
-    embeddings where the question ends: nobody finds what has not been carried there.
+    """Word loss: negative log-probability of every question token, decoded with the word
+    embeddings at the end of its question.
 
     Args:
         embedding: ``[V, D]``.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The finished model as it ships: bf16 weights, configuration, tokenizers, and how it was made."""
+"""The released folder: bf16 weights, configuration, tokenizers and the model card."""
 
 from __future__ import annotations
 
@@ -27,41 +27,42 @@ pipeline_tag: image-text-to-text
 # Tiny TDC
 
 The complete model of Temporal Dynamic Context (arXiv 2504.10443) at {millions:.1f} M parameters,
-for tests, demonstrations and ablations. It answers short questions about clips that `python -m
-tiny.world` draws: shapes, colors, places, movements, flashes, sounds, their order. It knows the
-{words} words of that world and nothing else: what it says about any other video means nothing.
+for tests, demonstrations and ablations. It answers short questions about the clips of a small
+drawn world: shapes, colors, places, movements, flashes, sounds, their order. It knows the {words}
+words of that world; its answers about any other video mean nothing.
 
-- **Parts**: DINOv2 and SigLIP towers, SVA connector, BEATs, Q-Former, Qwen2 decoder: the classes
-  of every other TDC.
-- **Data**: drawn by seed; no picture, sound, text or weight of anybody else. Clips of the test
-  split share no combination of shape, color and background with those it was trained on.
-- **Training**: seed {seed}, batches of {batch}, by `python -m tiny.recipe`:
+- **Parts**: SigLIP and DINOv2 towers, SVA connector, BEATs, Q-Former, Qwen2 decoder, in the same
+  classes as every other TDC.
+- **Data**: drawn by `python -m tiny.world` from seeds, without pictures, sounds, texts or weights
+  of anybody else. Test clips share no combination of shape, color and background with training.
+- **Training**: `python -m tiny.recipe`, seed {seed}, batches of {batch}:
 
-| step | examples |
-|---|---:|
-| SigLIP and DINOv2 towers on dense labels, pictures each | {pictures:,} |
-| BEATs on the sound of every second, stretches of sound | {sounds:,} |
-| the connector on labels of every token, frames | {labelled_frames:,} |
-| stage 1: pictures | {images:,} |
-| the connector on labels again, at the 16 tokens of a video frame, frames | {labelled_frames:,} |
-| the compressor on labels of every place, pairs of frames | {labelled_pairs:,} |
-| the language model alone, on kept contexts of clips, with labels of what they tell | {talks:,} |
-| stage 2: videos | {videos:,} |
-| stage 3: videos with sound, LoRA on the language model, merged | {audio_visual:,} |
+| step | learns from | examples |
+|---|---|---:|
+| SigLIP tower, DINOv2 tower | labels of every patch | {pictures:,} pictures each |
+| BEATs | the sound of every second | {sounds:,} stretches |
+| connector | labels of every token | {labelled_frames:,} frames |
+| stage 1 | pictures | {images:,} |
+| connector again | labels, 16 tokens a frame | {labelled_frames:,} frames |
+| compressor | labels of every place | {labelled_pairs:,} pairs of frames |
+| language model alone | kept contexts, with labels inside | {talks:,} |
+| stage 2 | videos | {videos:,} |
+| stage 3 | videos with sound; LoRA, merged | {audio_visual:,} |
 
 - **Made with** torch {torch}, transformers {transformers}.
-- **What it gets right**, kind by kind, and how it was measured: `docs/tiny.md` of TDC Kernels.
+- **Results**, kind by kind, and how they were measured: `docs/tiny.md` of TDC Kernels.
 
 ```python
-from tdc.checkpoints.load import load_model
+import tdc
 
-loaded = load_model()  # this model
+video = tdc.load().watch("clip.mp4")  # without a folder: this model
+video.ask("how many scenes are there ?")
 ```
 """
 
 
 def write_finished(recipe: Recipe, merged: Path, out: Path) -> None:
-    """Write the folder that ``tdc chat --model`` takes; it appears whole or not at all."""
+    """Write a folder for ``tdc chat --model``; it appears whole or not at all."""
     kind: Any = TDCForConditionalGeneration
     model = kind.from_pretrained(merged, dtype=torch.bfloat16)
     processor = TDCProcessor.from_pretrained(merged)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tower tokens of many clips, computed once: the towers are frozen from here on.
+"""Disk cache of the tower tokens of all training clips; the towers are frozen from here on.
 
-A folder of shards, each written whole or not at all, and read through memory maps. 8,000 clips of
+A folder of shards, each written whole or not at all and read through memory maps. 8,000 clips of
 12 frames take 2.1 GB.
 """
 
@@ -25,7 +25,7 @@ from ..world import Clip, make_clip, render_frames, render_sound
 from .encoder_labels import recolored
 
 SHARD = 250  # clips
-# Kinds of clips and scenes, in turns: what is asked across scenes takes most of the training.
+# Kinds and scene counts, taken in turns: questions across scenes need most of the training.
 TRAINING = (
     *[("standard", (1, 1))] * 4,
     *[("standard", (2, 2))] * 4,
@@ -44,13 +44,13 @@ def training_clip(seed: int, index: int) -> Clip:
 
 
 class ClipFeatures:
-    """Features of clips ``0 .. count - 1`` of a seed.
+    """Tower features of clips ``0 .. count - 1``.
 
     Args:
-        folder: where the shards lie, or will.
-        clip: the clip of an index.
-        count: how many.
-        recolor: whether their colors are turned, see :func:`tiny.recipe.encoder_labels.recolored`.
+        folder: of the shards; need not exist yet.
+        clip: from index to clip.
+        count: number of clips.
+        recolor: recolor the pictures, see :func:`tiny.recipe.encoder_labels.recolored`.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class ClipFeatures:
 
     @cached_property
     def recolored(self) -> ClipFeatures:
-        """Half of the clips in other colors: for labels that must not be guessed from colors."""
+        """The first half of the clips, recolored: for labels that colors must not give away."""
         return ClipFeatures(self.folder / "recolored", self.clip, -(-self.count // 2), recolor=True)
 
     def write(
@@ -75,7 +75,7 @@ class ClipFeatures:
         share: tuple[int, int] = (0, 1),
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        """Compute what is missing; ``share``: of so many processes the number of this one."""
+        """Compute the missing shards; ``share``: number of this process, number of processes."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for number in range(-(-self.count // SHARD)):
             if number % share[1] == share[0] and not self._shard(number).exists():
@@ -111,14 +111,14 @@ class ClipFeatures:
         place = index % SHARD
         rows = slice(starts[place], starts[place + 1])
         tokens = {n: torch.from_numpy(np.array(x[rows])).float() for n, x in arrays.items()}
-        # Of silent clips as well: their files have a sound track, of zeros.
+        # Silent clips have audio too: their files carry a sound track of zeros.
         return TowerFeatures(
             tokens["siglip"], tokens["dinov2"], (SIDE, SIDE), audio=tokens["audio"]
         )
 
 
 def clip_features(encoder: VideoEncoder, clip: Clip, recolor: bool = False) -> TowerFeatures:
-    """Towers and sound encoder over one clip, in memory as from its file."""
+    """Tower features of one clip, rendered in memory; the same as from its file."""
     pixels = render_frames(clip, SIDE)
     if recolor:
         rng = np.random.default_rng((clip.seed, clip.index))
@@ -135,7 +135,7 @@ def clip_features(encoder: VideoEncoder, clip: Clip, recolor: bool = False) -> T
 
 
 def some_frames(features: TowerFeatures, frames: Sequence[int]) -> TowerFeatures:
-    """The same clip on a few of its frames, one second apart again."""
+    """A subset of the frames, again one second apart."""
     index = list(frames)
     audio = None if features.audio is None else features.audio[index]
     return TowerFeatures(features.siglip[index], features.dinov2[index], features.size, audio=audio)

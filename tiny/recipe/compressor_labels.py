@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Connector and compressor, trained on labels before the language model looks at their tokens.
+"""Supervised pre-training of connector and compressor, before the language model sees their tokens.
 
-What a token shows has to be easy to read from it before a language model of this size, which asks
-for one thing at a time, can learn to read it. Left to themselves the connector dropped the colors
-of objects for good (docs/tiny.md). The heads are thrown away.
+A language model of this size, which asks about one thing at a time, learns to read only tokens
+whose content is easy to decode. Without labels the connector dropped the colors of objects for good
+(tiny/LOG.md). The heads are discarded afterwards.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ..world.words import BACKGROUNDS, COLORS, SHAPES, SOUNDS, TEXTURES
 from .clip_features import ClipFeatures, some_frames
 from .encoder_labels import PATCH_SIZES, object_share, object_weights, patch_loss
 
-# Classes of a place, and of the frame as a whole.
+# Number of classes, per place and for the whole frame.
 _PLACE_SIZES = {
     "shape": len(SHAPES) + 1,
     "color": len(COLORS) + 1,
@@ -40,16 +40,16 @@ _PLACE_SIZES = {
 }
 _FRAME_SIZES = (len(BACKGROUNDS), len(TEXTURES), len(SOUNDS) + 1)
 PLACES = 9
-# Classes of what a look-up finds: shape, color, place, since, turned.
+# Number of classes of a look-up's answer: shape, color, place, since, turned.
 _COLOR = 1
 _LOOKUP_SIZES = (len(SHAPES) + 1, len(COLORS) + 1, PLACES + 1, len(SINCE) + 1, 2)
-# Share of pairs in which an object has turned another color: drawn evenly one in seven has.
+# Share of pairs with an object that changed color; in evenly drawn pairs it is one in seven.
 TURNED = 0.4
-QUESTION_WORDS = 16  # longest question about a frame, for batches of one shape
+QUESTION_WORDS = 16  # longest question about a frame; every batch has this shape
 
 
 def some_clips(clips: ClipFeatures, rng: Random) -> tuple[ClipFeatures, bool]:
-    """Clips as they are or, as often, recolored; and whether they are as they are."""
+    """The plain or, half of the time, the recolored clips; and whether they are plain."""
     plain = rng.random() < 0.5
     return (clips if plain else clips.recolored), plain
 
@@ -83,7 +83,7 @@ class Frames(Dataset):
 
 
 class LabelledConnector(nn.Module):
-    """The connector with a linear head over each of a frame's tokens."""
+    """The connector with a linear head on each token of a frame."""
 
     def __init__(self, model: TDCForConditionalGeneration) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class LabelledConnector(nn.Module):
 
 
 class Pairs(Dataset):
-    """The first frame of a scene and a later one, a question, and labels of the later one."""
+    """Pairs of frames, the first of a scene and a later one: a question and labels of the later."""
 
     def __init__(
         self, clips: ClipFeatures, size: int, processor: TDCProcessor, seed: int, sound: bool = True
@@ -140,8 +140,8 @@ class Pairs(Dataset):
 
 
 def some_pair(clips: ClipFeatures, rng: Random) -> tuple[Clip, int, int, TowerFeatures]:
-    """A clip, the first frame of one of its scenes, a later one of it, and the clip's features."""
-    patience = 100 if rng.random() < TURNED else 0  # tries; a few clips may have none
+    """A clip, the first and a later frame of one of its scenes, and the clip's features."""
+    patience = 100 if rng.random() < TURNED else 0  # tries; a few clips have no such pair
     while True:
         index = rng.randrange(clips.count)
         clip = clips.clip(index)
@@ -154,22 +154,22 @@ def some_pair(clips: ClipFeatures, rng: Random) -> tuple[Clip, int, int, TowerFe
 
 
 def dynamic_tokens(context: Context, queries: int) -> tuple[Tensor, ...]:
-    """``[K, D]`` of every pair: those before the last separator."""
+    """The dynamic frame's ``[K, D]`` tokens of every pair: those before the last separator."""
     return tuple(tokens[-queries - 1 : -1] for tokens in context.tokens)
 
 
 class Lookup(nn.Module):
-    """One head of attention that looks an object up by its color or shape.
+    """Single-head attention that looks an object up by its color or shape.
 
-    That is what the language model will have to do, and what a linear head over all K tokens does
-    not ask for: there each token may say a part of it.
+    The language model will have to do the same. A linear head over all K tokens does not train for
+    it, because there an object may be spread over several tokens.
     """
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.names = nn.Parameter(torch.randn(len(LOOKUPS), width))
-        # A key of its own stands for "none there".
+        # The extra key of add_bias_kv stands for "no such object".
         self.attention = nn.MultiheadAttention(width, 1, batch_first=True, add_bias_kv=True)
         self.read = nn.Linear(width, sum(_LOOKUP_SIZES))
 
@@ -194,12 +194,12 @@ class Lookup(nn.Module):
 
 
 class LabelledCompressor(nn.Module):
-    """The compressor with one linear head over all K tokens of a dynamic frame, and look-ups."""
+    """The compressor with a linear head over all K tokens of a dynamic frame, and look-ups."""
 
     def __init__(self, model: TDCForConditionalGeneration) -> None:
         super().__init__()
         config = model.config
-        # Only what learns is a part of this: checkpoints of tied embeddings cannot be written.
+        # Only the trained part is a submodule: checkpoints with tied embeddings cannot be written.
         self.compressor = model.compressor
         self._whole = (model.requires_grad_(False),)
         model.compressor.requires_grad_(True)
@@ -246,8 +246,8 @@ class LabelledCompressor(nn.Module):
         self, places: Tensor, frame: Tensor, plain: Tensor, objects: Tensor, whole: Tensor
     ) -> Tensor:
         known = plain[:, None].expand(-1, PLACES)
-        # Shapes are asked of all clips, unlike of patches. Asked of recolored ones alone they are
-        # 0.88 right on others after 240,000 pairs, so 0.95 after 112,000 (docs/tiny.md).
+        # Shapes are learned from all clips, not from recolored ones alone as in the towers: 0.95
+        # right after 112,000 pairs instead of 0.88 after 240,000 (tiny/LOG.md).
         losses = []
         parts = zip(_PLACE_SIZES, places.split([*_PLACE_SIZES.values()], -1), strict=True)
         for (name, scores), truth in zip(parts, objects.unbind(1), strict=True):

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image towers and sound encoder, trained on labels before anything looks at their tokens.
+"""Supervised pre-training of the vision towers and the audio encoder on dense labels.
 
-Every patch says which shape and color it shows, where that object's centre is, and what the ground
-is; every second says which sound it holds. A pooled label for a whole picture teaches a tower of
-this size nothing. The heads are thrown away.
+A patch is labelled with its object's shape, color and centre and with the background; a second of
+sound with its sound. One pooled label per picture teaches a tower of this size nothing. The heads
+are discarded afterwards.
 
-Shapes are learned from pictures whose colors are turned, colors from pictures as they are: color
-and ground tell which shapes a split may show, and a tower that leans on that is lost where
-combinations are new (docs/tiny.md).
+Shapes are learned from recolored pictures, colors from plain ones: color and background reveal
+which shapes a split may show, and a tower that relies on them fails on new combinations
+(tiny/LOG.md).
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from ..world import make_clip, patch_labels, render_sound
 from ..world.render import render_frame
 from ..world.words import BACKGROUNDS, COLORS, SHAPES, SOUNDS, TEXTURES
 
-KINDS = ("standard", "standard", "motion", "image")  # of the clips that pictures come from
-CENTRES = 10.0  # weight of the centres' squared error, of coordinates in 0..1
+KINDS = ("standard", "standard", "motion", "image")  # sources of the pictures, in turns
+CENTRES = 10.0  # weight of the squared error of centres, in coordinates 0..1
 SECONDS = (
     4  # of a stretch of sound; attention over the 10 of BEATs' window takes four times as long
 )
 SOUND_CLASSES = {name: number for number, name in enumerate((None, *SOUNDS))}
-# Decoded video differs a little from what was drawn.
+# Augmentation: decoded video differs a little from the drawing.
 NOISE, BRIGHTNESS = 4.0, 8.0
-PLAIN = 4  # one picture in so many keeps its colors
-FEW = 8  # objects of one label in a batch that weigh as much together as any number
+PLAIN = 4  # one picture in this many keeps its colors
+FEW = 8  # fewer labelled objects than this in a batch weigh proportionally less
 
 
 class Pictures(Dataset):
@@ -74,12 +74,12 @@ class Pictures(Dataset):
 
 
 def recolored(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """``[..., 3]`` with all hues turned by one angle, some of the contrast taken away, darker or
-    lighter, and every other picture as its negative."""
+    """Pixels ``[..., 3]`` with rotated hues, less contrast, shifted brightness and, half of the
+    time, as a negative."""
     angle = rng.uniform(0, 2 * np.pi)
     cross = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)  # about the axis of grays
     turn = np.cos(angle) * np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) / 3
-    # Hues alone would not do: each color of the world has a brightness of its own.
+    # Hues alone are not enough: each color of the world has its own brightness.
     scale = rng.uniform(0.6, 1.0) * rng.choice((-1, 1))
     turned = (pixels - 127.5) @ (scale * turn.T).astype(np.float32)
     return turned + 127.5 + rng.uniform(-30, 30)
@@ -91,8 +91,8 @@ PATCH_SIZES = (len(SHAPES) + 1, len(COLORS) + 1, len(BACKGROUNDS), len(TEXTURES)
 def patch_loss(
     scores: Tensor, centers: Tensor, labels: dict[str, Tensor], plain: Tensor
 ) -> dict[str, Tensor]:
-    """Loss of ``[B, patches, sum(PATCH_SIZES)]`` and share of right objects among the ``plain``
-    (bool ``[B]``). Colors are learned from those, shapes from the others."""
+    """Loss of the scores ``[B, patches, sum(PATCH_SIZES)]``, and the share of right objects in
+    plain pictures (``plain``: bool ``[B]``), which train colors; the others train shapes."""
     *logits, found = scores.split(PATCH_SIZES, dim=-1)
     there = labels["shape"] > 0
     known = plain[:, None].expand_as(there)
@@ -108,10 +108,10 @@ def patch_loss(
 
 
 def object_weights(there: Tensor, asked: Tensor | None = None) -> Tensor:
-    """One patch in six shows an object: without weights a model learns to say "none" first.
-    ``asked`` bool: others weigh nothing."""
+    """Class-balancing weights: one patch in six shows an object, and without weights a model learns
+    to answer "none" first. ``asked`` (bool): everything else weighs 0."""
     some, none = (there, ~there) if asked is None else (there & asked, ~there & asked)
-    # Where a batch holds one of a rare label, it alone must not weigh as much as all of another.
+    # A single object with a rare label must not weigh as much as all those with another.
     return some / some.sum().clamp(FEW) + 0.3 * none / none.sum().clamp(1)
 
 
@@ -120,7 +120,7 @@ def object_share(hits: Tensor, there: Tensor) -> Tensor:
 
 
 class LabelledTower(nn.Module):
-    """A tower with a linear head over each of its own patches."""
+    """A tower with a linear head on each of its patches."""
 
     def __init__(self, tower: VisionTower) -> None:
         super().__init__()
@@ -144,7 +144,7 @@ class LabelledTower(nn.Module):
 
 
 class Sounds(Dataset):
-    """Some seconds of a training clip's sound, and which sound each of them holds."""
+    """Stretches of a training clip's sound, with a label per second."""
 
     def __init__(self, size: int, seed: int) -> None:
         self.size, self.seed = size, seed
@@ -165,7 +165,7 @@ class Sounds(Dataset):
 
 
 class LabelledSound(nn.Module):
-    """BEATs with a linear head over the mean token of each second."""
+    """BEATs with a linear head on the mean token of each second."""
 
     def __init__(self, beats: BEATs) -> None:
         super().__init__()
@@ -184,7 +184,7 @@ class LabelledSound(nn.Module):
 
 
 class AccuracyTrainer(Trainer):
-    """A Trainer that logs the accuracy of its batches beside the loss, a running mean."""
+    """A Trainer that also logs a running mean of the batches' accuracy."""
 
     _sum = _weight = 0.0
 
@@ -198,7 +198,7 @@ class AccuracyTrainer(Trainer):
         outputs = model(**inputs)
         seen = float(outputs["accuracy"].mean())
         self._sum += 0.02 * (seen - self._sum)
-        self._weight += 0.02 * (1 - self._weight)  # a resumed run begins anew, but not at zero
+        self._weight += 0.02 * (1 - self._weight)  # bias correction, also after resuming
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:

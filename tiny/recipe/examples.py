@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each stage is asked: batches of one kind, mixed so that nothing comes or goes at once.
+"""Training examples of each stage: batches of one kind, in a mixture that changes gradually.
 
-Every example is a function of (seed, its number): a resumed run sees what it would have seen.
+An example is a function of the seed and its number, so a resumed run sees the same data.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from ..world.wording import Candidate, scene_references, worded
 from .clip_features import TRAINING, ClipFeatures, some_frames
 
 PERIOD = len(TRAINING)
-# Which of the clips' places in TRAINING an example may come from.
+# Positions in TRAINING with clips of one scene, of two, and of several.
 ONE = tuple(i for i, (kind, n) in enumerate(TRAINING) if n == (1, 1) or kind == "motion")
 TWO = tuple(i for i, (kind, n) in enumerate(TRAINING) if n == (2, 2) or kind == "slow")
 FULL = tuple(i for i, (kind, n) in enumerate(TRAINING) if n == (1, 4) or kind == "fast-cut")
-CHOICE = 0.1  # share of questions with options
-# Questions about one medium in a row: its tokens, which are most of the work, serve all of them.
+CHOICE = 0.1  # share of multiple-choice questions
+# Questions per medium; they share its tokens, which are most of the work.
 TURNS = 8
-# Few clips offer them, or they are learned late, or they ask for a scene by its number alone: every
+# Kinds that few clips offer, that are learned late, or that name a scene by its number alone: every
 # other question about a clip is one of these.
 OFTEN = (
     "color",
@@ -51,14 +51,14 @@ OFTEN = (
     "seen_while",
     "sound_scene",
 )
-# Share of examples that are captions, of the kinds that have some.
+# Share of captions among the examples of a kind.
 CAPTIONS = {"image": 0.3, "frame": 0.3, "one": 0.2, "two": 0.1, "full": 0.1}
-# Share of clips of which one of the turns tells a whole scene: many words to learn from, and all of
-# them about one of several scenes.
+# Share of clips in which one turn describes a whole scene: many words to learn from, all about one
+# of several scenes.
 TELL = 0.5
-# Colors twice: no scene has one twice, so everything else can be found by color.
+# Kinds for a still frame. Color twice: it is unique in a scene, so all else is found by color.
 STILL = ("shape", "color", "color", "count", "background", "texture", "place")
-# What the language model learns with nothing beside it, from which share of its schedule to which.
+# Lessons with nothing else in between: (start, end) as shares of the schedule, and the kind.
 LESSONS = (
     (0.000, 0.036, "look"),
     (0.036, 0.060, "order"),
@@ -73,9 +73,9 @@ LESSONS = (
     (0.700, 0.735, "events"),
     (0.750, 0.780, "events"),
 )
-# Those that go on among everything else, and their shares.
+# Lessons that continue in the mixture afterwards, and their weights.
 KEPT = {"sounds": 0.12, "events": 0.07, "changes": 0.07}
-Mixture = Callable[[float], Mapping[str, float]]  # progress 0..1 to weights of kinds of batches
+Mixture = Callable[[float], Mapping[str, float]]  # progress 0..1 to weights of batch kinds
 
 
 def images(progress: float) -> Mapping[str, float]:
@@ -83,11 +83,11 @@ def images(progress: float) -> Mapping[str, float]:
 
 
 def talks(progress: float) -> Mapping[str, float]:
-    """One thing after another: look-ups in one frame, which of two scenes is the second, which of
-    several is which, two frames, the same question of both scenes, one scene, then everything.
+    """Curriculum of the language model alone: look-ups in one frame, the order of two scenes, then
+    of several, two frames, the same question about both scenes, one scene, then everything.
 
-    What takes a search is learned where little else is asked, and both ways at once: a model that
-    already found everything by color did not learn to find it by shape (docs/tiny.md).
+    Searching is learned where little else is asked, and in both directions at once: a model that
+    found everything by color no longer learned to find it by shape (tiny/LOG.md).
     """
     for start, end, kind in LESSONS:
         if start <= progress < end:
@@ -106,7 +106,7 @@ def sounding(progress: float) -> Mapping[str, float]:
 
 
 class Turn(NamedTuple):
-    """A question and its answer; of which scene, and of which flash of the clip, if of one."""
+    """A question, its answer and, if it has one, the number of the scene and flash it is about."""
 
     question: str
     answer: str
@@ -115,16 +115,16 @@ class Turn(NamedTuple):
 
 
 class Examples(Dataset):
-    """Examples of a stage in the order in which they are trained on.
+    """Examples of a stage, in training order.
 
     Args:
-        features: of the training clips.
-        size: examples in all.
-        batch: examples in a row that are of one kind.
-        mixture: which kinds, as training goes on.
-        sound: False takes the sound out of clips, and questions about it; frames keep theirs, or
-            what the compressor has learned of it would be lost.
-        seed: another one gives other examples.
+        features: tower features of the training clips.
+        size: number of examples.
+        batch: consecutive examples of one kind.
+        mixture: weights of the kinds over the course of training.
+        sound: False removes the sound of clips and the questions about it. Single frames keep
+            theirs, lest the compressor forget it.
+        seed: of the random choices.
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class Examples(Dataset):
         return _talk("image", image, talk_turns(questions, rng))
 
     def _frame(self, rng: Random, caption: bool) -> dict[str, Any]:
-        """The first frame of a scene and a later one, asked about the later one."""
+        """Two frames (the first of a scene, a later one), asked about the later."""
         index, clip = self._pick(ONE + TWO + FULL, rng)
         scene = rng.randrange(len(clip.scenes))
         start = clip.starts[scene]
@@ -207,11 +207,11 @@ class Examples(Dataset):
         return _talk("video", self._heard(index), self.turns_about(clip, caption, rng))
 
     def turns_about(self, clip: Clip, caption: bool, rng: Random) -> list[Turn]:
-        """Questions and answers, or the one that tells the whole clip."""
+        """Questions and answers, or a caption of the whole clip."""
         if caption:
             return [Turn(CLIP_PROMPT, clip_caption(clip, self.sound))]
         questions = ask(clip, TURNS // 2, kinds=self._often, salt=rng.getrandbits(32))
-        asked = {q.text for q in questions}  # its answer would be there to copy
+        asked = {q.text for q in questions}  # asked twice, its answer could be copied
         others = ask(clip, TURNS, kinds=self._kinds, salt=rng.getrandbits(32))
         questions += [q for q in others if q.text not in asked][: TURNS - len(questions)]
         turns = talk_turns(questions, rng)
@@ -224,7 +224,7 @@ class Examples(Dataset):
 
 
 def talk_turns(questions: Sequence[Question], rng: Random) -> list[Turn]:
-    """Questions and answers; one of them with options now and then."""
+    """Questions in random order with their answers, some as multiple choice."""
     turns = []
     for q in rng.sample(questions, len(questions)):
         said = (q.choice, q.letter) if rng.random() < CHOICE else (q.text, q.answer)
@@ -233,7 +233,7 @@ def talk_turns(questions: Sequence[Question], rng: Random) -> list[Turn]:
 
 
 def contrasts(clip: Clip, kinds: Sequence[str], rng: Random) -> list[Question]:
-    """Questions whose words, but for the scene's name, have several answers in the clip."""
+    """Questions that differ in the scene's name alone and have different answers in the clip."""
     alike: dict[str, list[tuple[str, Candidate]]] = {}
     for name in kinds:
         for candidate in KINDS[name].find(clip):
@@ -257,5 +257,5 @@ def _talk(kind: str, medium: TowerFeatures, turns: Sequence[Turn]) -> dict[str, 
 
 
 def only(clip: Clip, scene: int) -> Clip:
-    """A clip of one of the scenes, for questions about a picture."""
+    """A clip that consists of one scene, for questions about a picture."""
     return replace(clip, scenes=(clip.scenes[scene],), index=clip.index * 100 + scene)

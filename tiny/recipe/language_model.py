@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The language model alone: it learns to look things up in the contexts of whole clips.
+"""Training of the language model alone: looking things up in the contexts of whole clips.
 
-A TDC begins with a language model that can read; this one is new. While connector and compressor
-stand still, what they make of a clip stays the same, so it is computed once per clip.
+Any other TDC starts from a language model that can read; this one is new. Connector and compressor
+are frozen meanwhile, so the contexts are computed once per clip and kept on disk.
 """
 
 from __future__ import annotations
@@ -48,25 +48,25 @@ from .examples import (
 )
 from .story_labels import Stories, told
 
-# Contexts of every clip, each for another question: of the whole of it, and of pairs of frames.
+# Contexts per clip, each with its own question: of the whole clip, and of pairs of frames.
 VARIANTS = 2
 PAIRS = 4
-# Of two frames, about either. Most of the kinds take a search for an object; those about all of the
-# picture are learned in no time.
+# Questions about two frames, per frame. Most of them search for an object; those about the whole
+# picture are learned quickly.
 FRAME_TURNS = 6
 SEARCHED = tuple(k for k in FRAME_KINDS if k not in ("frame_background", "frame_texture"))
 LOOKED_UP = ("shape", "color", "place")
-# What tells scenes apart, and what their first frames show.
+# Kinds that tell scenes apart, and kinds about their first frames.
 ORDER = ("background", "texture", "scene_number")
 OF_A_SCENE = (*ORDER, "scene_count", "count", "shape", "color", "place")
-BY_SOUND = ("sound_scene", "seen_while")  # from a sound to what else was there
+BY_SOUND = ("sound_scene", "seen_while")  # from a sound to its scene or flash
 # From flashes to sounds, from sounds to flashes, and from one flash to others.
 EVENTS = ("seen_while", "sound_event", "next", "order_shape", "order_color")
 CHANGES = tuple(name for name, kind in KINDS.items() if "change" in kind.needs)
-# Examples of about one length that are read together: little padding, and arrays that caches hold.
-# A step on 16 of everything took 0.49 s of a core at once, 0.37, 0.33, 0.32 s by 8, 4 and 2.
+# Examples of similar length per forward pass: little padding, and arrays that fit the caches. A
+# step on 16 took 0.49 s of a core in one pass and 0.37, 0.33, 0.32 s in passes of 8, 4 and 2.
 TOGETHER = 4
-# From which shares of the schedule on attention has labels, and ends of questions repeat them.
+# Shares of the schedule at which the attention loss and the word loss set in.
 LOOKING, REPEATING = 0.55, 0.65
 _END, _, _, _QUESTION, _ANSWER = MARKS
 PADDINGS = {
@@ -76,12 +76,12 @@ PADDINGS = {
 
 
 def heard(clip: Clip, variant: int) -> Question:
-    """What the compressor is asked."""
+    """The question that the compressor reads for a variant of a clip's context."""
     return ask(clip, salt=f"context {variant}")[0]
 
 
 def pair(clip: Clip, number: int) -> tuple[int, int, Question]:
-    """A scene, one of its later frames, and what the compressor is asked about that."""
+    """A scene, one of its later frames, and the compressor's question about that frame."""
     rng = Random(f"{clip.name}/pair/{number}")
     scene = rng.randrange(len(clip.scenes))
     later = clip.starts[scene] + rng.randrange(1, clip.scenes[scene].num_frames)
@@ -89,11 +89,11 @@ def pair(clip: Clip, number: int) -> tuple[int, int, Question]:
 
 
 class KeptContexts:
-    """Context tokens of every training clip: ``VARIANTS`` of the whole of it, then ``PAIRS`` of the
-    first frame of a scene and a later one.
+    """Disk cache of context tokens: per training clip ``VARIANTS`` of the whole clip, then
+    ``PAIRS`` of a scene's first frame and a later one.
 
     Args:
-        folder: where the shards lie, or will; each is written whole or not at all.
+        folder: of the shards, each written whole or not at all; need not exist yet.
         clips: features of the clips.
     """
 
@@ -102,7 +102,7 @@ class KeptContexts:
         self._open: dict[int, list[Tensor]] = {}
 
     def __getitem__(self, place: tuple[int, int]) -> Tensor:
-        """fp32 ``[N, D]`` of a clip, and which of its contexts."""
+        """Context tokens fp32 ``[N, D]`` of (clip, number of its context)."""
         index, which = place
         number = index // SHARD
         if number not in self._open:
@@ -116,7 +116,7 @@ class KeptContexts:
         share: tuple[int, int],
         say: Callable[[str], None],
     ) -> None:
-        """Compute what is missing; ``share``: of so many processes the number of this one."""
+        """Compute the missing shards; ``share``: number of this process, number of processes."""
         self.folder.mkdir(parents=True, exist_ok=True)
         made = partial(_contexts, model.eval(), processor, self)
         for number in range(-(-self.clips.count // SHARD)):
@@ -152,7 +152,7 @@ def _contexts(
 
 
 class Talks(Examples):
-    """Kept contexts with many questions about each; the compressor has heard the last one."""
+    """Kept contexts with many questions about each; the last one is the compressor's."""
 
     def __init__(
         self,
@@ -166,7 +166,7 @@ class Talks(Examples):
         super().__init__(contexts.clips, size, batch, mixture, True, seed)
         self.contexts, self.tokenizer = contexts, processor.tokenizer
         self.config = processor.config
-        # 2 KB each, and a millisecond and a half to make.
+        # 2 KB and 1.5 ms each.
         self._story = cache(lambda index: torch.from_numpy(story_labels(self.features.clip(index))))
         self._asked_of = cache(lambda index, number: heard(self.features.clip(index), number))
 
@@ -174,7 +174,7 @@ class Talks(Examples):
         return {**super().__getitem__(number), "progress": number / self.size}
 
     def _look(self, rng: Random, caption: bool) -> dict[str, Any]:
-        """Two frames, asked about the objects of the first."""
+        """Two frames, with questions about the objects of the first."""
         index, clip = self._pick(ONE + TWO + FULL, rng)
         number = rng.randrange(PAIRS)
         scene, _, last = pair(clip, number)
@@ -183,7 +183,7 @@ class Talks(Examples):
         return self._example(index, VARIANTS + number, talk_turns(questions, rng), last)
 
     def _frame(self, rng: Random, caption: bool) -> dict[str, Any]:
-        """Two frames, asked about either."""
+        """Two frames, with questions about both."""
         index, clip = self._pick(ONE + TWO + FULL, rng)
         number = rng.randrange(PAIRS)
         scene, later, last = pair(clip, number)
@@ -225,7 +225,7 @@ class Talks(Examples):
         return self._same(TWO + FULL, rng)
 
     def _same(self, places: tuple[int, ...], rng: Random) -> dict[str, Any]:
-        """The same of every scene that has another answer: only the scene's name can tell."""
+        """The same question about several scenes: only the scene's name tells the answers apart."""
         index, clip = self._pick(places, rng)
         questions = contrasts(clip, self._kinds, rng)[: 2 * FRAME_TURNS]
         return self._whole(index, clip, talk_turns(questions, rng), rng)
@@ -249,8 +249,8 @@ class Talks(Examples):
         return {"context": context, "stories": story, **self._encode(turns, whole)}
 
     def _encode(self, turns: Sequence[Turn], whole: bool) -> dict[str, list[int]]:
-        """What the chat template makes of them after the medium, without a rendering per turn;
-        ``whole``: at the end of each question stands the scene it is about, and the flash."""
+        """The chat template's tokens after the medium, in one tokenizer call; ``whole``: with the
+        question's scene and flash as labels at its end."""
         pieces = [f"{_QUESTION} {turn.question} {_ANSWER}" for turn in turns]
         pieces += [f"{turn.answer} {_END}" for turn in turns]
         parts = self.tokenizer(pieces, add_special_tokens=False).input_ids
@@ -267,17 +267,17 @@ class Talks(Examples):
 
 
 def collate(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """``context``, ``stories`` and ``progress`` of each example; int64 ``[B, T]``, padded on the
-    right: ``ids``, ``labels``, each token's ``turns``, and at the end of each question which of the
-    ``scenes`` and ``flashes`` it is about."""
+    """A batch: lists of ``context``, ``stories`` and ``progress``; and int64 ``[B, T]``, padded on
+    the right, of ``ids``, ``labels``, ``turns`` and, at the end of each question, the ``scenes``
+    and ``flashes`` it is about."""
     rows = {name: pad_rows([e[name] for e in examples], x)[0] for name, x in PADDINGS.items()}
     lists = {name: [e[name] for e in examples] for name in ("context", "stories", "progress")}
     return {**lists, **rows}
 
 
 class LanguageAlone(nn.Module):
-    """The language model without its output layer, whose weights are those of its input; beside
-    answers it learns what :class:`tiny.recipe.story_labels.Stories` reads."""
+    """The language model with its auxiliary losses: :class:`tiny.recipe.story_labels.Stories` and
+    the attention and word losses. Its output layer is left out, being tied to the input's."""
 
     def __init__(self, model: TDCForConditionalGeneration) -> None:
         super().__init__()
@@ -330,7 +330,7 @@ class LanguageAlone(nn.Module):
         return {"loss": loss, "accuracy": right}
 
     def _read(self, rows: list[Tensor], turns: Tensor, lengths: Tensor) -> list[tuple[Tensor, ...]]:
-        """Of every row, its hidden states ``[N, D]`` before the first layer and after each one."""
+        """Hidden states ``[N, D]`` of every row, before the first layer and after each one."""
         size = int(lengths.max())
         inputs = nn.utils.rnn.pad_sequence([row[:size] for row in rows], batch_first=True)
         mask, positions = separate(around_media(turns, lengths, size))
@@ -344,13 +344,13 @@ class LanguageAlone(nn.Module):
 
 
 def _mean(errors: list[Tensor]) -> Tensor | int:
-    """Of all; 0 of none."""
+    """Mean over all tensors; 0 for none."""
     joined = torch.cat(errors) if errors else torch.empty(0)
     return joined.mean() if len(joined) else 0
 
 
 class StopAfter(TrainerCallback):
-    """Ends training early, in the middle of the schedule of its rate."""
+    """Ends training after some steps, before the learning rate's schedule does."""
 
     def __init__(self, steps: int) -> None:
         self.steps = steps

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One step of the recipe: started once, waited for by every process, saved and found again."""
+"""Helpers of a recipe step: processes, stage settings, training with resume, saving, loading."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Say = Callable[[str], None]
 
 
 def processes() -> tuple[int, int]:
-    """This process's number, and how many there are."""
+    """This process's number, and the number of processes."""
     state = PartialState(cpu=True)
     return state.process_index, state.num_processes
 
@@ -40,7 +40,7 @@ def wait() -> None:
 def stage_settings(
     recipe: Recipe, start: Path, output: Path, sound: bool | None, **changes: Any
 ) -> TrainConfig:
-    """``changes``: other fields of :class:`tdc.train.config.TrainConfig`."""
+    """Settings of a stage; ``changes``: further fields of :class:`tdc.train.config.TrainConfig`."""
     fields: dict[str, Any] = {
         "model": str(start),
         "output_dir": str(output),
@@ -72,7 +72,7 @@ def train_stage(
     data: Examples,
     say: Say,
 ) -> None:
-    """From the last checkpoint, if there is one, to a saved model and its settings beside it."""
+    """Train from the last checkpoint, if any; save the model and its settings."""
     output = Path(settings.output_dir)
     trainer = build_trainer(settings, stage, model=model, processor=processor, dataset=data)
     trainer.args.train_sampling_strategy = "sequential"

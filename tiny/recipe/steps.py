@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole training of the tiny TDC, from a seed to a folder that ``tdc chat --model`` takes.
+"""The whole training of the tiny TDC, from a seed to a folder for ``tdc chat --model``.
 
-Every step leaves its result in a folder of its own and is skipped where that is there already; what
-was cut off goes on from its last checkpoint. Under ``torchrun`` the processes share each batch.
+Every step leaves its result in its own folder and is skipped if the result exists; an interrupted
+one continues from its last checkpoint. Under ``torchrun`` the processes share each batch.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ from .run_stage import Say, is_first, load, processes, save, stage_settings, tra
 from .settings import Recipe
 from .threshold import similarity_threshold
 
-ACCURACY_FILE = "accuracy.json"  # of a step on labels: a running mean of its last batches
+ACCURACY_FILE = "accuracy.json"  # of a step on labels: running mean over its last batches
 COMPRESSOR = replace(get_stage(2), title="the compressor on labels", sound=True)
 LANGUAGE = replace(get_stage(2), title="the language model alone", sound=True)
 
 
 def run(recipe: Recipe, say: Say = print) -> Path:
-    """All steps; returns the folder of the finished model."""
+    """Run all steps; returns the folder of the finished model."""
     clips, folder = align(recipe, say)
     start = partial(_stage, recipe, clips, say)
-    # Not the paper's: without them, questions about whole clips stay near chance for hours.
+    # Not in the paper. Without these steps, questions about whole clips stay near chance for hours.
     folder = _part(recipe, say, "compressor-labels", COMPRESSOR, folder, clips)
     folder = _part(recipe, say, "language", LANGUAGE, folder, clips)
     folder = start("stage2", get_stage(2), folder, recipe.videos, examples.videos)
@@ -64,8 +64,8 @@ def run(recipe: Recipe, say: Say = print) -> Path:
 
 
 def align(recipe: Recipe, say: Say) -> tuple[ClipFeatures, Path]:
-    """Encoders, what they say about the training clips, and stage 1 on pictures; then the connector
-    at the fewer tokens a frame has from stage 2 on."""
+    """Encoders, their features of the training clips, stage 1 on pictures, and the connector at the
+    smaller grid of stage 2."""
     encoders = train_encoders(recipe, say)
     clips = encoded_clips(recipe, encoders, say)
     connector = _part(recipe, say, "connector-labels", get_stage(1), encoders, clips)
@@ -78,14 +78,14 @@ def align(recipe: Recipe, say: Say) -> tuple[ClipFeatures, Path]:
 
 
 def train_encoders(recipe: Recipe, say: Say) -> Path:
-    """Towers and sound encoder inside an otherwise new model."""
+    """Train vision towers and audio encoder of an otherwise new model."""
     folder = recipe.out / "encoders"
     if (folder / "config.json").exists():
         return folder
     model = new_model(recipe.seed)
     encoder: Any = model.video_encoder
     for number, name in enumerate(("siglip", "dinov2")):
-        set_seed(recipe.seed)  # for the head, whether or not the one before was trained just now
+        set_seed(recipe.seed)  # for the head, also if the tower before was not trained just now
         labelled = LabelledTower(getattr(encoder, name))
         data = Pictures(recipe.pictures, labelled.grid, 1000 * recipe.seed + 11 + number)
         _fit(recipe, name, labelled, data, 48, say)
@@ -121,7 +121,7 @@ def _fit(
             output_dir=str(output),
             num_train_epochs=1,
             per_device_train_batch_size=batch // processes()[1],
-            ddp_find_unused_parameters=True,  # a mask token that only self-supervision reads
+            ddp_find_unused_parameters=True,  # the mask token of self-supervision
             learning_rate=recipe.encoder_rate if rate is None else rate,
             lr_scheduler_type="cosine",
             warmup_steps=0.03,
@@ -151,7 +151,7 @@ def _fit(
 
 
 def encoded_clips(recipe: Recipe, encoders: Path, say: Say) -> ClipFeatures:
-    """What the frozen encoders say about the training clips."""
+    """Features of the training clips from the frozen encoders."""
     clips = ClipFeatures(
         recipe.out / "features", partial(training_clip, recipe.seed + 1), recipe.clips
     )
@@ -165,8 +165,8 @@ def encoded_clips(recipe: Recipe, encoders: Path, say: Say) -> ClipFeatures:
 def _part(
     recipe: Recipe, say: Say, name: str, stage: Stage, start: Path, clips: ClipFeatures
 ) -> Path:
-    """One part alone: the connector (in the paper's stages) or the compressor on labels of what
-    tokens show, or the language model on contexts that are kept."""
+    """Train one part alone: connector or compressor on labels, or the language model on kept
+    contexts."""
     output = recipe.out / name
     if (output / "config.json").exists():
         return output
@@ -181,7 +181,7 @@ def _part(
         labelled = LabelledConnector(model)
         seed = 1000 * recipe.seed + 14
         data = Frames(clips, recipe.labelled_frames, labelled.grid, seed)
-        # After stage 1 the language model reads these tokens: they must not become others.
+        # After stage 1 the language model reads these tokens: they must not change much.
         rate = recipe.encoder_rate / (1 if stage.full_grid else 3)
         _fit(recipe, name, labelled, data, recipe.batch, say, rate)
     if is_first():
@@ -199,10 +199,10 @@ def compressor_on_labels(
     say: Say,
     sound: bool = True,
 ) -> None:
-    """Only the model's compressor learns."""
+    """Train the compressor alone, on labels of pairs of frames."""
     set_seed(recipe.seed)  # for the heads
     data = Pairs(clips, recipe.labelled_pairs, processor, 1000 * recipe.seed + 15, sound)
-    # At 3e-3 three of the four tokens came to say the same, and 0.29 was right after 10,000 steps.
+    # At 3e-3 three of the four tokens became alike: 0.29 right after 10,000 steps.
     _fit(recipe, name, LabelledCompressor(model), data, recipe.batch, say, recipe.rate)
 
 
@@ -214,7 +214,7 @@ def language_alone(
     clips: ClipFeatures,
     say: Say,
 ) -> None:
-    """Only the model's language model learns."""
+    """Train the language model alone, on kept contexts."""
     contexts = KeptContexts(recipe.out / "contexts", clips)
     contexts.write(model, processor, processes(), say)
     wait()
@@ -237,12 +237,12 @@ def _stage(
     size: int,
     mixture: Mixture,
 ) -> Path:
-    """One stage from the folder of the one before; returns its own."""
+    """Train one of the paper's stages from the folder ``start``; returns the stage's folder."""
     output = recipe.out / name
     if (output / SETTINGS_FILE).exists():
         return output
-    # Examples of stage 2 leave out the sound of clips, but not that of frames.
-    # Stage 1 has its turns in a row, as the authors' data.
+    # Examples of stage 2 drop the sound of clips, but not that of single frames.
+    # Stage 1 keeps its turns in a row, as in the authors' data.
     late = stage.number > 1
     rate = recipe.late_rate if late else recipe.rate
     changes = {"separate_turns": late, "learning_rate": rate}

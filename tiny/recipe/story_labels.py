@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The language model on labels: what a clip has told by each frame, read from inside of it.
+"""Auxiliary losses inside of the language model: the state of the clip after each frame.
 
-A question about one of several scenes tells a language model little about what is wrong on the way
-to the answer. After half of its layers, and after all but one, linear heads read at the separator
-behind every frame what that frame ends: which scene, what changed and flashed in it so far, which
-sounds were heard. Others read at the end of a question which scene, and which flash, it is about.
-All heads are thrown away.
+The answer to a question about one of several scenes is a weak signal for what went wrong on the
+way. So linear heads, after half of the layers and after all but one, decode the story so far at the
+separator behind every frame: the scene, its changes and flashes, the sounds heard. Others decode at
+the end of a question the scene and the flash it is about. All heads are discarded afterwards.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ from ..world.words import MAX_SCENES
 
 
 def told(clip: Clip, frames: Tensor, length: int, config: TDCConfig) -> Tensor:
-    """int64 ``[length, len(STORY)]`` of a clip's context: the scene at every token, everything at
-    the last one of each frame, else UNASKED.
+    """Labels of a clip's context, int64 ``[length, len(STORY)]``: the scene at every token,
+    everything at the last token of each frame, else UNASKED.
 
-    All of it is UNASKED where the context has another length than the true cuts give.
+    All of them are UNASKED if the context's length does not follow from the true cuts.
 
     Args:
-        frames: what :func:`tiny.world.story.story_labels` says of the clip.
+        frames: :func:`tiny.world.story.story_labels` of the clip.
     """
     labels = torch.full((length, len(STORY)), UNASKED)
     whole = config.frame_grid * (config.frame_grid + 1) + config.audio_tokens_per_frame + 1
@@ -48,7 +47,7 @@ def told(clip: Clip, frames: Tensor, length: int, config: TDCConfig) -> Tensor:
 
 
 class Stories(nn.Module):
-    """Linear heads over the hidden states of a language model."""
+    """Linear heads on the hidden states of a language model."""
 
     def __init__(self, width: int, num_layers: int) -> None:
         super().__init__()
@@ -63,11 +62,11 @@ class Stories(nn.Module):
         )
 
     def forward(self, hidden: Sequence[Sequence[Tensor]], stories: Sequence[Tensor]) -> Tensor:
-        """Mean cross-entropy of all that is told.
+        """Mean cross-entropy of the story's labels.
 
         Args:
-            hidden: before the first layer and after each one, of each example ``[L, D]``.
-            stories: of each example int64 ``[N, len(STORY)]``, labels of its first N tokens.
+            hidden: ``[L, D]`` per example, before the first layer and after each one.
+            stories: int64 ``[N, len(STORY)]`` per example, labels of its first N tokens.
         """
         labels = torch.cat(list(stories))
         ends = labels[:, 1] != UNASKED  # one token in nine
@@ -82,11 +81,11 @@ class Stories(nn.Module):
         return torch.stack(losses).mean()
 
     def about(self, hidden: Sequence[Tensor], scenes: Tensor, flashes: Tensor) -> Tensor:
-        """Mean cross-entropy of what questions are about.
+        """Mean cross-entropy of the questions' scenes and flashes.
 
         Args:
-            hidden: before the first layer and after each one, ``[Q, D]`` of the ends of questions.
-            scenes, flashes: int64 ``[Q]``; UNASKED where there is none to tell.
+            hidden: ``[Q, D]`` at the ends of the questions, before the first layer and after each.
+            scenes, flashes: int64 ``[Q]``, labels; UNASKED for none.
         """
         truths = scenes, flashes.clamp(max=MOST_FLASHES - 1)
         losses = []
@@ -97,6 +96,6 @@ class Stories(nn.Module):
 
 
 def _mean_error(scores: Tensor, truth: Tensor) -> Tensor:
-    """0 where there is nothing to tell."""
+    """Mean cross-entropy; 0 without any label."""
     errors = F.cross_entropy(scores, truth, ignore_index=UNASKED, reduction="sum")
     return errors / (truth != UNASKED).sum().clamp(1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where to cut: the similarity below which two frames belong to different scenes."""
+"""Similarity threshold of cuts, chosen on validation clips."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CLIPS = 200
 def similarity_threshold(
     tower: VisionTower, seed: int, say: Callable[[str], None] = lambda line: None
 ) -> float:
-    """The threshold that errs least on validation clips; in the middle of the gap, if any."""
+    """The threshold with the fewest errors on validation clips; the middle of the gap, if any."""
     same: list[float] = []
     cut: list[float] = []
     for index in range(CLIPS):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small audio-visual world: clips from seeds, with everything in them known.
+"""A small audio-visual world: synthetic clips from seeds, with complete ground truth.
 
-Data for training a small model on two CPU cores, and truth for segmentation and tests. See
+Training data for a small model on two CPU cores, and ground truth for segmentation and tests. See
 docs/world.md.
 """
 

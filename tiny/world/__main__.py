@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m tiny.world``: a data set of small clips with sound, of which everything is known."""
+"""``python -m tiny.world``: write a data set of small clips with sound and their ground truth."""
 
 from __future__ import annotations
 

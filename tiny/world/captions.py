@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clips and single frames in words of the closed vocabulary."""
+"""Captions of clips and single frames, in the closed vocabulary."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from .words import DIRECTIONS, SIDES, SILENCE
 
 CLIP_PROMPT = "what happens in the video ?"
 FRAME_PROMPT = "what is seen now ?"
-# The least way (64ths) that counts as movement between two frames: one second of a slow scene.
+# Least distance (64ths) that counts as movement: one second of a slow scene.
 LEAST_MOVE = 4.0
 SINCE = ("still", *(f"moved {way}" for way in DIRECTIONS), "new", "turned")
 _FROM = dict(zip(("right", "left", "down", "up"), SIDES, strict=True))
 
 
 def clip_caption(clip: Clip, sound: bool = True) -> str:
-    """All scenes: "scene 1 : red circle moves left , blue star flashes with beep , on teal dots ,
-    silence ; scene 2 : ..."; the sound at the end of a scene is the one without a flash."""
+    """Caption of all scenes: "scene 1 : red circle moves left , blue star flashes with beep , on
+    teal dots , silence ; scene 2 : ..."; a scene ends with its sound that goes with no flash."""
     scenes = (f"scene {i + 1} : {scene_caption(s, sound)}" for i, s in enumerate(clip.scenes))
     return " ; ".join(scenes)
 
 
 def scene_caption(scene: Scene, sound: bool = True) -> str:
-    """One scene of `clip_caption`; ``sound`` False says nothing of sounds."""
+    """One scene of `clip_caption`; without sounds if ``sound`` is False."""
     parts = [_object_phrase(thing, scene) for thing in scene.objects]
     parts += [_flash_phrase(thing, sound) for thing in scene.flashes]
     if not sound:
@@ -66,12 +66,12 @@ def _flash_phrase(thing: Thing, sound: bool) -> str:
 
 
 def frame_caption(clip: Clip, frame: int) -> str:
-    """What one frame shows, seen from the first frame of its scene.
+    """Caption of one frame, relative to the first frame of its scene.
 
     "red circle top left moved left ; blue star middle new ; green cross gone ; on teal dots ;
-    beep": objects in reading order with color and place now and what became of them since the
-    first frame (still, moved, turned another color, new), then those that are gone, the
-    background, and the sound of this second. The first frame itself names objects and places alone.
+    beep": objects in reading order with current color, place and fate since the first frame
+    (still, moved, turned another color, new), then those that are gone, the background, and the
+    sound of this second. The caption of a first frame has no fates.
     """
     number, time = clip.locate(frame)
     scene = clip.scenes[number]
@@ -84,7 +84,7 @@ def frame_caption(clip: Clip, frame: int) -> str:
 
 
 def in_reading_order(scene: Scene, time: float) -> list[Thing]:
-    """What is visible, row by row."""
+    """Visible objects, row by row."""
 
     def row_and_column(thing: Thing) -> tuple[int, float]:
         x, y = thing.position(time)
@@ -94,23 +94,23 @@ def in_reading_order(scene: Scene, time: float) -> list[Thing]:
 
 
 def gone(scene: Scene, time: float) -> list[Thing]:
-    """What the scene's first frame showed and this one does not."""
+    """Objects of the scene's first frame that are no longer visible."""
     return [thing for thing in scene.visible(0) if not thing.visible(time)]
 
 
 def new(scene: Scene, time: float) -> list[Thing]:
-    """What this frame shows and the scene's first one did not."""
+    """Visible objects that the scene's first frame did not show."""
     return [thing for thing in scene.visible(time) if not thing.visible(0)]
 
 
 def turned(scene: Scene, time: float) -> list[Thing]:
-    """What this frame shows in another color than the scene's first one did."""
+    """Visible objects that have another color than in the scene's first frame."""
     both = [thing for thing in scene.visible(time) if thing.visible(0)]
     return [thing for thing in both if thing.color_at(time) != thing.color]
 
 
 def since_first(thing: Thing, time: float) -> list[str]:
-    """What became of an object since its scene's first frame: SINCE, and "turned" beside a way."""
+    """An object's fate since its scene's first frame: of SINCE, "turned" perhaps after a way."""
     if time == 0:
         return []
     if not thing.visible(0):
@@ -123,6 +123,6 @@ def since_first(thing: Thing, time: float) -> list[str]:
 
 
 def turned_corner(thing: Thing, time: float) -> bool:
-    """Whether it has gone more than one way by then."""
+    """Whether the object has changed its direction by then."""
     ways = [way for (t, _), way in zip(thing.path, thing.legs, strict=False) if t < time]
     return any(a != b for a, b in pairwise(ways))

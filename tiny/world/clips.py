@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a clip of the world holds: scenes, objects, sounds, each with its exact time and place.
+"""Data model of a clip: scenes, objects and sounds with their exact times and places.
 
-Time counts in sampled frames, one per second: what happens at frame k is on screen, and heard, from
-second k to second k + 1. Lengths are 64ths of the picture's side, whatever size it is drawn in.
+Time counts in sampled frames, one per second: an event at frame k is visible, or heard, from second
+k to second k + 1. Lengths are 64ths of the picture's side, at any drawing size.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Thing:
-    """An object, or a flash: an object that is there for one frame.
+    """An object, or a flash: an object that exists for one frame.
 
     Attributes:
-        shape, color: how it looks when it comes up.
-        path: (frame, (x, y)) of its centre, ascending; straight lines between, at rest outside.
+        shape, color: its initial look.
+        path: (frame, (x, y)) of its centre, ascending; linear in between, constant outside.
         first, last: frames [first, last) of the scene in which it exists.
-        size: half its side.
+        size: half of its side.
         flash: whether it is a flash.
-        recolor: (frame, color) from which on it has another color.
-        sound: heard for as long as the flash is there.
+        recolor: (frame, color) of a change of color.
+        sound: heard during the flash.
     """
 
     shape: str
@@ -57,18 +57,18 @@ class Thing:
         return self.color
 
     def visible(self, time: float) -> bool:
-        """Whether it exists then and its centre is in the picture."""
+        """Whether it exists at that time with its centre in the picture."""
         x, y = self.position(time)
         return self.first <= time < self.last and 0 <= x <= UNITS and 0 <= y <= UNITS
 
     @property
     def legs(self) -> tuple[str, ...]:
-        """Directions it moves in, one after the other; empty for an object at rest."""
+        """Its directions of movement in order; empty for an object at rest."""
         return tuple(direction(a, b) for (_, a), (_, b) in pairwise(self.path))
 
     @property
     def looks(self) -> tuple[tuple[str, str], ...]:
-        """(shape, color) pairs that are ever seen of it."""
+        """All (shape, color) pairs it ever has."""
         later = () if self.recolor is None else ((self.shape, self.recolor[1]),)
         return ((self.shape, self.color), *later)
 
@@ -83,9 +83,9 @@ def direction(start: Point, stop: Point) -> str:
 
 @dataclass(frozen=True)
 class Scene:
-    """One take: a background, what is on it, and one sound or None for each second.
+    """One take: a background, the things on it, and one sound or None for each second.
 
-    `change` names what changes inside it, a key of `words.CHANGES`; `phase` shifts the texture.
+    `change` is the kind of change inside it, a key of `words.CHANGES`; `phase` shifts the texture.
     """
 
     background: str
@@ -102,7 +102,7 @@ class Scene:
 
     @property
     def flashes(self) -> tuple[Thing, ...]:
-        """In order of time."""
+        """Flashes in temporal order."""
         return tuple(sorted((t for t in self.things if t.flash), key=lambda t: t.first))
 
     def visible(self, time: float) -> list[Thing]:
@@ -111,9 +111,9 @@ class Scene:
 
 @dataclass(frozen=True)
 class Clip:
-    """A clip and where it came from: the same values give the same clip again.
+    """A clip and its origin: the same values give the same clip again.
 
-    `scene_range` is (least, most) scenes that the clip might have had.
+    `scene_range` is the (least, most) number of scenes it was drawn from.
     """
 
     kind: str
@@ -125,7 +125,7 @@ class Clip:
 
     @property
     def name(self) -> str:
-        """Tells it from every other clip; all that is random about it comes from this."""
+        """Unique name, and the seed of everything random about the clip."""
         low, high = self.scene_range
         return f"{self.split}/{self.kind}/{self.seed}/{self.index}/{low}-{high}"
 
@@ -156,7 +156,7 @@ class Clip:
 
     @property
     def combinations(self) -> frozenset[tuple[str, str, str]]:
-        """(shape, color, background color) of everything that is ever seen."""
+        """All (shape, color, background color) combinations that are ever visible."""
         return frozenset(
             (*look, scene.background)
             for scene in self.scenes

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data sets on disk: clips beside a list of conversations in the authors' (LLaVA's) form.
+"""Data sets on disk: clips, and a list of conversations in LLaVA's format, the authors'.
 
 ```
-OUT/world.json          what the set was made from
+OUT/world.json          settings of the set
 OUT/clips/000012.mp4    (images/000012.png for kind "image")
 OUT/test.json           [{"id", "video" | "image", "conversations", ...}, ...], last of all
 ```
@@ -27,7 +27,7 @@ from .questions import Question, ask
 from .write import check_size, write_clip, write_image
 
 _SETTINGS = "world.json"
-_VERSION = 1  # of what the seeds mean: clips, questions, pictures
+_VERSION = 1  # of the mapping from seeds to clips, questions, pictures
 
 
 def write_dataset(
@@ -44,15 +44,15 @@ def write_dataset(
 ) -> Path:
     """Write a set of one kind and split; returns the path of its list.
 
-    A set that was interrupted goes on where it stopped, and a larger `clips` extends it. The list
-    appears when all clips are there. The same arguments give the same list and the same pictures.
+    An interrupted set continues where it stopped, and a larger `clips` extends it. The list appears
+    when all clips are there. The same arguments give the same list and the same pictures.
 
     Args:
         out: a new or empty folder, or one with a set of the same settings.
-        clips, split, seed, kind: which clips, see `make_clip`; numbers 0 to clips - 1.
+        clips, split, seed, kind: clips 0 to clips - 1, see `make_clip`.
         size, fps: of the files, see `write_clip`.
-        questions: conversations per clip; half of them multiple choice. For training, captions
-            come in addition, one per clip.
+        questions: conversations per clip, half of them multiple choice. The training split has a
+            caption per clip in addition.
         progress: called as progress(done, total) after every clip.
 
     Raises:
@@ -120,7 +120,7 @@ def _medium_name(clip: Clip) -> str:
 
 
 def _entries(clip: Clip, name: str, count: int) -> Iterator[dict[str, Any]]:
-    """A clip's conversations; fields beyond LLaVA's say what the answer was drawn from."""
+    """A clip's conversations; fields beyond LLaVA's describe question and answer."""
     rng = Random(f"{clip.name}/form")
     medium = {"image" if clip.kind == "image" else "video": name}
     fixed = {"boundaries": list(clip.cuts)}
@@ -159,7 +159,7 @@ def _said(question: Question, form: str) -> tuple[str, str]:
 
 
 def _conversation(text: str, answer: str) -> list[dict[str, str]]:
-    # The released data marks the place of a video with <image> as well.
+    # As in the released data, <image> is the placeholder of videos too.
     return [
         {"from": "human", "value": f"<image>\n{text}"},
         {"from": "gpt", "value": answer},

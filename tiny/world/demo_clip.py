@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``python -m tiny.world.demo_clip``: the clip of ``tdc demo`` and its questions, into the package.
+"""``python -m tiny.world.demo_clip``: write the clip and questions of ``tdc demo`` to the package.
 
-A clip that no training saw, with three things to ask about: a picture, a sound, an order.
+A clip of the test split, with questions about a picture, a sound and an order.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def main() -> None:
     clip = make_clip(SEED, NUMBER, split="test", scenes=3)
     questions = [ask(clip, 1, kinds=(kind,))[0] for kind in KINDS]
     FOLDER.mkdir(exist_ok=True)
-    # 95 kB of the wheel; 194 kB of 256 pixels a side at the quality of training clips.
+    # 96 kB in the wheel; 194 kB with 256 pixels a side at the quality of training clips.
     write_clip(FOLDER / "clip.mp4", clip, size=SIZE, crf=28, sound_bits=24_000)
     asked = [{"question": q.text, "answer": q.answer} for q in questions]
     (FOLDER / "questions.json").write_text(json.dumps(asked, indent=2) + "\n", encoding="utf-8")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Questions about a single frame, seen from the first frame of its scene.
+"""Questions about a single frame, relative to the first frame of its scene.
 
-They teach the compressor what a few tokens of a dynamic frame must hold before whole clips are
-asked about.
+They teach the compressor what the few tokens of a dynamic frame must hold, before any question
+about whole clips.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _visible(clip: Clip, frame: int) -> list[tuple[Thing, float]]:
 
 
 def _seldom(clip: Clip, frame: int, one_in: int) -> bool:
-    """Lets through one frame in so many: "nothing" would be most answers otherwise."""
+    """True for one frame in ``one_in``: otherwise most answers would be "nothing"."""
     return (clip.index + frame) % one_in == 0
 
 
@@ -119,7 +119,7 @@ def _one(
     value: Callable[[Thing], str],
     domain: Sequence[str],
 ) -> Iterator[Candidate]:
-    """What is new or gone, where it is one thing or, now and then, none."""
+    """Questions about the one thing that is new or gone or, seldom, about none."""
     number, time = clip.locate(frame)
     scene = clip.scenes[number]
     things = new(scene, time) if what == "new" else gone(scene, time)
@@ -147,7 +147,7 @@ def _texture(clip: Clip, frame: int) -> Iterator[Candidate]:
 
 def _sound(clip: Clip, frame: int) -> Iterator[Candidate]:
     sound = clip.sounds[frame]
-    # A clip without any sound has no track: no question about it.
+    # A clip without any sound has no track, so no question about it.
     if sound is not None or (any(clip.sounds) and _seldom(clip, frame, 4)):
         yield Candidate("which sound is heard now ?", sound or SILENCE, (*SOUNDS, SILENCE))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every part of a frame shows: dense targets for training."""
+"""Dense training targets: labels of every part of a frame."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from .clips import UNITS, Clip, Thing
 from .render import MIN_SIZE, stamp
 from .words import BACKGROUNDS, COLORS, SHAPES, SOUNDS, TEXTURES
 
-# Of a patch, for the object to be its label: at 4 x 4 patches an object amid four of them covers
-# 0.1 (star) to 0.24 (square) of each.
+# Least share of a patch that an object must cover to be its label: centred between four of 4 x 4
+# patches, it covers 0.1 (star) to 0.24 (square) of each.
 LEAST_COVER = 0.12
 _SHAPES, _COLORS = tuple(SHAPES), tuple(COLORS)
 _BACKGROUNDS = tuple(BACKGROUNDS)
@@ -44,8 +44,8 @@ class PatchLabels:
 def patch_labels(clip: Clip, frame: int, grid: int) -> PatchLabels:
     """Labels of one sampled frame of a clip for `grid` x `grid` patches.
 
-    A patch shows the object that covers most of it, if that is 12 % or more, and the one that has
-    its centre there.
+    A patch is labelled with the object that covers most of it, at least 12 %, or that has its
+    centre there.
 
     Raises:
         InputError: no such frame, a grid below 1.
@@ -89,14 +89,14 @@ def patch_labels(clip: Clip, frame: int, grid: int) -> PatchLabels:
 
 @dataclass(frozen=True)
 class PlaceLabels:
-    """Labels of the nine places of a frame (`motion.place_of`, row by row), and of the whole of it.
+    """Labels of the nine places of a frame (`motion.place_of`, row by row), and of the whole frame.
 
     Attributes:
         shape, color, since: int64 [9], 0 for no object, else 1 + index in SHAPES, COLORS and
-            `captions.SINCE` (seen from the first frame of the scene).
-        turned: int64 [9], 1 for an object of another color than in the first frame.
-        gone: int64 [9], 1 + index in SHAPES of what the first frame shows there and this one
-            nowhere, else 0.
+            `captions.SINCE` (relative to the first frame of the scene).
+        turned: int64 [9], 1 for an object that has another color than in the first frame.
+        gone: int64 [9], 1 + index in SHAPES of an object that the first frame shows there and this
+            one nowhere, else 0.
         ground: int64 [2], index in BACKGROUNDS and in TEXTURES.
         sound: 0 for silence, else 1 + index in SOUNDS.
     """
@@ -111,7 +111,7 @@ class PlaceLabels:
 
 
 def place_labels(clip: Clip, frame: int) -> PlaceLabels:
-    """Labels of a frame that is seen through a few tokens, which stand for no patches."""
+    """Labels of a frame by place, for a few tokens that stand for no patches."""
     number, time = clip.locate(frame)
     scene = clip.scenes[number]
     shape, color, since, turned, missing = np.zeros((5, 9), dtype=np.int64)
@@ -135,16 +135,16 @@ def _place(thing: Thing, time: float) -> int:
     return 3 * y + x
 
 
-# What a look-up names: an object by color or by shape, what is new since the scene's first frame,
-# what is gone, and what has another color. Two objects of a shape, or two new ones, have no answer.
+# Keys of look-ups: an object's color or shape, or whether it is new since the scene's first frame,
+# gone, or of another color. Where several objects fit there is no answer.
 LOOKUPS = (*_COLORS, *SHAPES, "new", "gone", "turned")
 UNASKED = -100
 
 
 def lookup_labels(clip: Clip, frame: int) -> np.ndarray:
-    """int64 ``[14, 5]``: of each of LOOKUPS the shape, color, place, since and turned of the one
-    object that fits; 0 for none, else 1 + index as in :class:`PlaceLabels` (place: row by row);
-    UNASKED where several fit, and place and since of what is gone.
+    """Answers to LOOKUPS, int64 ``[14, 5]``: shape, color, place, since and turned of the object
+    that fits; 0 for none, else 1 + index as in :class:`PlaceLabels` (place: row by row). UNASKED
+    where several fit, and for all but shape and color of an object that is gone.
     """
     number, time = clip.locate(frame)
     scene = clip.scenes[number]

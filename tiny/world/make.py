@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clips from seeds.
+"""Random clips from seeds.
 
-What is asked about is drawn evenly and independently: shapes, colors and sounds of one another,
-changes and directions of the first frame, and sounds of everything that is seen.
+Everything that questions ask about is drawn evenly and independently: shapes, colors and sounds of
+one another, changes and directions of the first frame, sounds of everything visible.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ Look = tuple[str, str]
 
 @dataclass(frozen=True)
 class Style:
-    """How the clips of a kind are drawn; pairs are (least, most), both possible."""
+    """Distribution of a kind of clips; pairs are (least, most), inclusive."""
 
     scenes: tuple[int, int]
     frames: tuple[int, int]  # of each scene
     objects: tuple[int, int] = (1, 3)
-    legs: tuple[int, int] = (1, 1)  # ways that an object goes, if it moves
-    still: float = 1 / 3  # share at rest: as many as go either way from a corner
+    legs: tuple[int, int] = (1, 1)  # of the path of an object that moves
+    still: float = 1 / 3  # share at rest, the same as of each direction from a corner
     quiet: bool = False  # no changes, no flashes, no sound
 
 
@@ -43,7 +43,7 @@ STYLES: Mapping[str, Style] = {
     "image": Style((1, 1), (1, 1), quiet=True),
 }
 KINDS = tuple(STYLES)
-_FLASHES = (0.3, 0.63)  # below: none, one; above: two
+_FLASHES = (0.3, 0.63)  # cumulative: none, one; above: two
 _TRIES = 60
 
 
@@ -58,11 +58,11 @@ def make_clip(
     """The clip of these values, always the same one.
 
     Args:
-        seed, index: which of the endlessly many.
+        seed, index: any integers; each pair is a clip of its own.
         kind: standard, slow (few long scenes), fast-cut (many short ones), motion (one take,
             objects that turn corners), long (8 to 16 scenes), image (one frame).
         split: train, validation or test; they share no clip and no combination of attributes.
-        scenes: how many, or (least, most); default: the kind's.
+        scenes: their number, or (least, most); default: the kind's.
 
     Raises:
         InputError: no such kind or split, a number of scenes out of range.
@@ -89,7 +89,7 @@ def _pair(scenes: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def _grounds(count: int, rng: Random) -> list[tuple[str, str]]:
-    """Backgrounds and textures: each color once before one comes again, no pair twice."""
+    """Backgrounds and textures: no color repeats before all were used, no pair repeats."""
     rounds = [rng.sample(list(BACKGROUNDS), len(BACKGROUNDS)) for _ in TEXTURES]
     for before, after in pairwise(rounds):
         if before[-1] == after[0]:  # neighbours must differ in color
@@ -107,8 +107,8 @@ def _scene(style: Style, split: str, background: str, texture: str, rng: Random)
     change, flashes = "nothing", 0
     if not style.quiet:
         change = rng.choice(tuple(CHANGES))
-    # One corner stays free: nobody could move otherwise. The most are drawn more often elsewhere,
-    # so that all numbers of objects come up alike.
+    # One corner stays free, or nothing could move. Elsewhere the largest number is drawn more
+    # often, so that all numbers of objects are equally likely.
     count = rng.randint(style.objects[0], style.objects[1] - (change == "appear"))
     if change != "appear" and rng.random() < 0.15:
         count = style.objects[1]
@@ -128,14 +128,14 @@ def _scene(style: Style, split: str, background: str, texture: str, rng: Random)
 
 
 class _Palette:
-    """Looks for one scene: no color twice, no shape twice as long as there are others."""
+    """Looks for one scene: no color repeats, no shape repeats while others are left."""
 
     def __init__(self, allowed: Sequence[Look], rng: Random) -> None:
         self._left = rng.sample(allowed, len(allowed))
         self._shapes: set[str] = set()
 
     def take(self, shape: str | None = None) -> Look | None:
-        """The next look, of a given shape if that matters; None when there is none left."""
+        """The next look, perhaps of a given shape; None if none is left."""
         fitting = [look for look in self._left if shape in (None, look[0])]
         if not fitting:
             return None
@@ -150,8 +150,8 @@ def _place(
 ) -> list[Thing]:
     """Objects with their paths and the scene's change.
 
-    How each moves is drawn once; where, until nobody touches another: drawing both again would
-    leave too few that move.
+    The kind of movement is drawn once per object, its place until no two touch: drawing both again
+    would leave too few moving objects.
     """
     taken = [palette.take() for _ in range(count + (change == "appear"))]
     chosen = [look for look in taken if look is not None]
@@ -178,7 +178,7 @@ def _place(
 
 
 def _move(style: Style, crossing: bool, num_frames: int, rng: Random) -> str:
-    """How an object moves; over the edge only in scenes without another change."""
+    """An object's kind of movement; across the edge only in scenes without another change."""
     if num_frames == 1 or rng.random() < style.still:
         return "still"
     share = rng.random()
@@ -208,10 +208,10 @@ def _changed(thing: Thing, change: str, when: int, turned: Look | None) -> Thing
 
 
 def _with_sound(scenes: Sequence[Scene], rng: Random) -> list[Scene]:
-    """Give every second its sound.
+    """Scenes with a sound for every second.
 
-    Three of the six sounds go with flashes, each with one flash of the clip where there are no more
-    than three, the others fill whole scenes or single seconds in which nothing happens.
+    Three of the six sounds go with flashes (each with one, if the clip has at most three); the
+    others fill whole scenes, or single seconds without an event.
     """
     pool = rng.sample(SOUNDS, len(SOUNDS))
     events, fillers = pool[:3], pool[3:]

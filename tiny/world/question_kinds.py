@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kinds of questions about a clip: what each needs, and how to find all of a clip's."""
+"""Kinds of questions about a clip: their needs, and generators of all a clip offers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from .words import (
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of question: what it needs and how to find all of a clip's."""
+    """A kind of question: its needs, and a generator of all a clip offers."""
 
     needs: tuple[str, ...]
     find: Callable[[Clip], Iterator[Candidate]]
@@ -47,7 +47,7 @@ def _kind(name: str, *needs: str) -> Callable[[_Find], _Find]:
     return register
 
 
-# --- what is on the first frames -----------------------------------------------------------------
+# --- first frames --------------------------------------------------------------------------------
 
 
 def _start(scene: Scene) -> list[Thing]:
@@ -85,7 +85,7 @@ def _count(clip: Clip) -> Iterator[Candidate]:
 
 @_kind("background")
 def _background(clip: Clip) -> Iterator[Candidate]:
-    """By number only: the content would be the answer."""
+    """Names scenes by number only: the content would be the answer."""
     for i, scene in enumerate(clip.scenes):
         text = f"what color is the background of scene {i + 1} ?"
         yield Candidate(text, scene.background, tuple(BACKGROUNDS), i)
@@ -109,7 +109,7 @@ def _place(clip: Clip) -> Iterator[Candidate]:
 @_kind("scene_count")
 def _scene_count(clip: Clip) -> Iterator[Candidate]:
     least, most = clip.scene_range
-    if most - least >= 2:  # with fewer to choose from a constant would do
+    if most - least >= 2:  # with fewer choices a constant answer would do
         yield Candidate("how many scenes are there ?", *_numbered(len(clip.scenes)))
 
 
@@ -123,12 +123,12 @@ def _scene_number(clip: Clip) -> Iterator[Candidate]:
 
 
 def _numbered(number: int) -> tuple[str, Sequence[str]]:
-    """A scene number and its neighbours for options; 1 to 4 where that is enough."""
+    """A scene number as text, and numbers around it as options: 1 to 4 if it is one of those."""
     low = 1 if number <= 4 else min(number - 3, MAX_SCENES - 6)
     return str(number), NUMBERS[low : low + (4 if number <= 4 else 7)]
 
 
-# --- what only later frames show -----------------------------------------------------------------
+# --- later frames --------------------------------------------------------------------------------
 
 
 def _lasting(scene: Scene) -> list[Thing]:
@@ -151,7 +151,7 @@ def _direction(clip: Clip) -> Iterator[Candidate]:
 
 @_kind("side", "dynamic")
 def _side(clip: Clip) -> Iterator[Candidate]:
-    """From where an object enters, or where it leaves."""
+    """Sides from which objects enter, or on which they leave."""
     enters = dict(zip(("right", "left", "down", "up"), SIDES, strict=True))
     leaves = dict(zip(("left", "right", "up", "down"), SIDES, strict=True))
     for i, scene in enumerate(clip.scenes):
@@ -178,7 +178,7 @@ def _place_end(clip: Clip) -> Iterator[Candidate]:
 
 @_kind("count_end", "dynamic", "change")
 def _count_end(clip: Clip) -> Iterator[Candidate]:
-    """Objects of the last frame, where it is another number than at the start, or could be."""
+    """Number of objects in the last frame, unless something flashes there."""
     for i, scene in enumerate(clip.scenes):
         if scene.num_frames > 1:
             last = scene.num_frames - 1
@@ -197,7 +197,7 @@ def _flash_count(clip: Clip) -> Iterator[Candidate]:
 
 
 def _numbered_flashes(clip: Clip) -> Iterator[tuple[int, int, Thing]]:
-    """All flashes in order: their scene, their number, themselves."""
+    """All flashes in order: number of the scene, number of the flash, flash."""
     flashes = ((i, flash) for i, scene in enumerate(clip.scenes) for flash in scene.flashes)
     for number, (i, flash) in enumerate(flashes):
         yield i, number, flash
@@ -230,7 +230,7 @@ def _change(clip: Clip) -> Iterator[Candidate]:
     for i, scene in enumerate(clip.scenes):
         last = scene.num_frames - 1
         moving = any(t.visible(0) != t.visible(last) for t in _lasting(scene))
-        if last and not moving:  # coming in and going out would be changes as well
+        if last and not moving:  # entering and leaving would be changes too
             text = "what changes in {scene} ?"
             yield Candidate(text, CHANGES[scene.change], tuple(CHANGES.values()), i)
 
@@ -255,7 +255,7 @@ def _appears(clip: Clip) -> Iterator[Candidate]:
 
 @_kind("disappears", "dynamic", "change")
 def _disappears(clip: Clip) -> Iterator[Candidate]:
-    """Only where more than one shape could."""
+    """Only where more than one shape could disappear."""
     for i, scene in enumerate(clip.scenes):
         several = len({thing.shape for thing in _start(scene)}) > 1
         for thing in scene.objects if several and scene.change == "disappear" else ():
@@ -271,7 +271,7 @@ def _flashes(clip: Clip) -> list[Thing]:
 
 
 def _ends(values: Sequence[str], domain: Sequence[str], noun: str) -> Iterator[Candidate]:
-    """First and last of several values."""
+    """Questions for the first and the last of several values."""
     for word, k in (("first", 0), ("last", len(values) - 1)):
         if len(set(values)) > 1:
             yield Candidate(f"which {noun} flashes {word} ?", values[k], domain, flash=k)
@@ -299,7 +299,7 @@ def _next(clip: Clip) -> Iterator[Candidate]:
 
 @_kind("turn", "dynamic", "order")
 def _turn(clip: Clip) -> Iterator[Candidate]:
-    """First and last way of objects that turn corners."""
+    """First and last direction of objects that turn corners."""
     for i, scene in enumerate(clip.scenes):
         for thing in _lasting(scene):
             for word, k in (("first", 0), ("last", -1)) if len(thing.legs) > 1 else ():
@@ -312,7 +312,7 @@ def _turn(clip: Clip) -> Iterator[Candidate]:
 
 @_kind("sound", "audio")
 def _sound(clip: Clip) -> Iterator[Candidate]:
-    """Of scenes with one sound, or none."""
+    """The sound of scenes with at most one."""
     for i, scene in enumerate(clip.scenes):
         heard = {sound for sound in scene.sounds if sound is not None}
         if len(heard) <= 1 and any(clip.sounds):
@@ -322,7 +322,7 @@ def _sound(clip: Clip) -> Iterator[Candidate]:
 
 @_kind("sound_event", "audio", "dynamic")
 def _sound_event(clip: Clip) -> Iterator[Candidate]:
-    """Which sound goes with a flash, where the clip has several sounds."""
+    """The sound during a flash whose look is unique."""
     looks = [(flash.color, flash.shape) for flash in _flashes(clip)]
     for i, number, flash in _numbered_flashes(clip):
         sound = clip.scenes[i].sounds[flash.first]
@@ -333,7 +333,7 @@ def _sound_event(clip: Clip) -> Iterator[Candidate]:
 
 @_kind("seen_while", "audio", "dynamic")
 def _seen_while(clip: Clip) -> Iterator[Candidate]:
-    """What flashes in the only second of a sound, where other shapes flash in other seconds."""
+    """The flash in the only second of a sound, in clips with flashes of several shapes."""
     seconds = Counter(clip.sounds)
     shapes = {flash.shape for flash in _flashes(clip)}
     for i, number, flash in _numbered_flashes(clip) if len(shapes) > 1 else ():
@@ -344,7 +344,7 @@ def _seen_while(clip: Clip) -> Iterator[Candidate]:
 
 @_kind("sound_scene", "audio")
 def _sound_scene(clip: Clip) -> Iterator[Candidate]:
-    """In which scene a sound is heard that no other scene has."""
+    """The only scene with a sound."""
     scenes = clip.scenes
     for sound in SOUNDS:
         where = [i for i, scene in enumerate(scenes) if sound in scene.sounds]

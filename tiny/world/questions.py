@@ -18,13 +18,14 @@ __all__ = ["KINDS", "Question", "all_questions", "ask"]
 def ask(
     clip: Clip, count: int = 1, *, kinds: Sequence[str] | None = None, salt: int | str = 0
 ) -> list[Question]:
-    """Some of a clip's questions: kinds with even chances, as many different ones as there are.
+    """A random selection of a clip's questions, kinds equally likely, and as many different
+    ones as possible.
 
     Args:
-        clip: which clip.
-        count: how many; fewer come back if the clip has fewer.
+        clip: the clip to ask about.
+        count: number of questions; fewer are returned if the clip has fewer.
         kinds: of these kinds only; default: all.
-        salt: another value gives another choice; the same one the same.
+        salt: seed of the selection.
 
     Raises:
         InputError: no such kind.
@@ -51,7 +52,7 @@ def ask(
 
 
 def all_questions(clip: Clip, *, salt: int | str = 0) -> list[Question]:
-    """Every question that the clip has an answer to, each worded once."""
+    """All questions about a clip, each worded once."""
     rng = Random(f"{clip.name}/all/{salt}")
     return [
         worded(clip, name, kind.needs, candidate, rng)

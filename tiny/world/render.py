@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clips as pictures, at any size.
+"""Rendering of clips at any size.
 
-Shapes are painted once per sub-pixel position and size, eight times enlarged, and kept; a frame is
-a copy of its scene's background with a few of these small masks blended in.
+Masks of shapes are painted once per size and sub-pixel position, eight times enlarged, and cached;
+a frame is a copy of its scene's background with a few of them blended in.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tdc.errors import InputError
 from .clips import UNITS, Clip, Scene, Thing
 from .words import BACKGROUNDS, COLORS
 
-_FINE = 8  # painted this many times larger and averaged: smooth edges
+_FINE = 8  # supersampling factor, for smooth edges
 _STEPS = 4  # sub-pixel positions per pixel
 _RIM = 1.3  # width of the black rim, 64ths of the picture
 _PERIODS = {"stripes": 16.0, "dots": 16.0, "checks": 16.0}
@@ -71,10 +71,10 @@ def _rgb(color: str) -> np.ndarray:
 def stamp(
     thing: Thing, time: float, size: int
 ) -> tuple[slice, slice, np.ndarray, np.ndarray] | None:
-    """Where a thing lies in a picture of `size` pixels, or None outside of it.
+    """Position and masks of a thing in a picture of `size` pixels; None outside of it.
 
-    Returns rows, columns and two masks fp32 [h, w, 1]: what is left of the background, and the part
-    that has the thing's color. The rest is its black rim.
+    Returns rows, columns and two masks fp32 [h, w, 1]: the remaining background, and the part in
+    the thing's color. The rest is its black rim.
     """
     scale = size / UNITS
     x, y = (round(v * scale * _STEPS) for v in thing.position(time))
@@ -127,7 +127,7 @@ def _outline(shape: str, rim: float) -> list[tuple[float, float]]:
 def background(scene: Scene, size: int) -> np.ndarray:
     """uint8 [size, size, 3] of a scene without objects; read-only."""
     period = _PERIODS.get(scene.texture, 1.0)
-    # Whole 64ths: a phase that falls between pixels would blur each clip's texture differently.
+    # Whole 64ths: a phase between pixels would blur each clip's texture differently.
     x, y = (int(v % period) for v in scene.phase)
     return _ground(scene.background, scene.texture, x, y, size)
 

@@ -12,9 +12,9 @@ from tdc.encoder.fbank import SAMPLE_RATE
 
 from .clips import Clip
 
-# Silent edges of a second: BEATs looks in steps of 160 ms, which do not end with the second.
+# Silent edges of a second: BEATs' steps of 160 ms do not align with seconds.
 BEGIN, END = 0.06, 0.92
-_FADE = 0.01  # s, no click
+_FADE = 0.01  # seconds; avoids clicks
 _PITCHES = (0.9, 1.0, 1.1)  # one per clip
 _LEVEL = 0.15  # root mean square of a sound
 
@@ -44,7 +44,7 @@ def one_second(sound: str, pitch: float = 1.0) -> np.ndarray:
     wave = np.zeros(SAMPLE_RATE, dtype=np.float32)
     first = round(BEGIN * SAMPLE_RATE)
     wave[first : first + count] = np.clip(body, -1, 1)
-    wave.flags.writeable = False  # everybody gets the same array
+    wave.flags.writeable = False  # cached: all callers share it
     return wave
 
 
@@ -72,7 +72,7 @@ def _buzz(t: np.ndarray, pitch: float) -> np.ndarray:
 
 
 def _clicks(t: np.ndarray, pitch: float) -> np.ndarray:
-    """Eleven clicks a second, each a burst at 5 kHz that dies within 8 ms."""
+    """Eleven clicks a second, each a burst at 5 kHz that decays within 8 ms."""
     since = t % (0.09 / pitch)
     return _sine(5000 * pitch, since) * np.exp(-since / 0.003)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a clip has told by each of its frames: dense targets for a model that reads it in order."""
+"""State of a clip after each frame: dense targets for a model that reads clips in order."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from .clips import Clip, Scene, Thing
 from .words import BACKGROUNDS, CHANGES, COLORS, MAX_SCENES, SHAPES, SOUNDS, TEXTURES
 
 _SHAPES, _COLORS, _BACKGROUNDS, _CHANGES = map(tuple, (SHAPES, COLORS, BACKGROUNDS, CHANGES))
-MOST_FRAMES, MOST_OBJECTS, MOST_FLASHES = 10, 6, 7  # counted up to these
-# What is told, and its number of classes; where it may be nothing, or silence, that is class 0.
+MOST_FRAMES, MOST_OBJECTS, MOST_FLASHES = 10, 6, 7  # counts stop at these
+# Targets and their numbers of classes; class 0 is "nothing" or silence where that is possible.
 STORY: Mapping[str, int] = {
     "scene": MAX_SCENES,
     "frame": MOST_FRAMES,  # of the scene
     "background": len(_BACKGROUNDS),
     "texture": len(TEXTURES),
-    "count": MOST_OBJECTS + 1,  # objects and flashes that are there now
+    "count": MOST_OBJECTS + 1,  # objects and flashes now visible
     "change": len(_CHANGES),  # inside the scene, so far
     "changed_shape": len(_SHAPES) + 1,
     "changed_color": len(_COLORS) + 1,  # its color now, or its last
@@ -35,9 +35,9 @@ STORY: Mapping[str, int] = {
 
 
 def story_labels(clip: Clip) -> np.ndarray:
-    """int64 ``[F, len(STORY)]``: what has been told by the end of each sampled frame."""
+    """Targets at the end of each sampled frame, int64 ``[F, len(STORY)]``."""
     rows = []
-    flashes: list[tuple[Thing, str | None]] = []  # with what is heard with them
+    flashes: list[tuple[Thing, str | None]] = []  # flash and its sound
     for number, scene in enumerate(clip.scenes):
         before = len(flashes)
         for time in range(scene.num_frames):
@@ -75,7 +75,7 @@ def _look(flash: list[tuple[Thing, str | None]]) -> tuple[int, int]:
 
 
 def _changed(scene: Scene, time: int) -> tuple[int, int, int]:
-    """The scene's change as far as it has come: which, and shape and color of what changed."""
+    """The scene's change so far: its kind, and shape and color of the object that changed."""
     for thing in scene.objects:
         appeared = 0 < thing.first <= time
         gone = thing.last <= time

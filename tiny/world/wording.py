@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A question, and how it is put into words: the scene's name, the options."""
+"""Questions and their wording: the scene's name, the options."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ class Question:
 
     Attributes:
         kind: a key of `question_kinds.KINDS` or `frame_questions.FRAME_KINDS`.
-        needs: what an answer takes beyond the static frames: "audio", "dynamic" (frames after a
-            scene's first), "order", "change".
+        needs: requirements beyond the static frames: "audio", "dynamic" (frames after a scene's
+            first), "order", "change".
         text: words of `words.vocabulary`, with single spaces.
         answer: the short answer.
-        options: four different answers, the right one among them at any place.
-        scene: the scene it is about, from 0; None: the whole clip.
-        by: how it names the scene: "number", "content" or "none".
-        flash: the flash its answer hangs on, from 0 among all of the clip; None: on no single one.
+        options: four different answers, the right one at a random position.
+        scene: number of the scene it is about, from 0; None: the whole clip.
+        by: kind of the scene's name in it: "number", "content" or "none".
+        flash: number of the flash it is about, from 0 within the clip; None: no single one.
     """
 
     kind: str
@@ -50,7 +50,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A question before its wording: `text` may hold {scene}; other options come from `domain`."""
+    """A question before its wording: `text` may hold {scene}; `domain` supplies the options."""
 
     text: str
     answer: str
@@ -62,7 +62,7 @@ class Candidate:
 def worded(
     clip: Clip, name: str, needs: tuple[str, ...], candidate: Candidate, rng: Random
 ) -> Question:
-    """The question in words: how it names its scene and its other options are drawn."""
+    """The worded question, with random scene name and options."""
     text, by = candidate.text, "none"
     if candidate.scene is not None and "{scene}" in text:
         references = scene_references(clip, candidate.scene)
@@ -76,7 +76,7 @@ def worded(
 
 
 def scene_references(clip: Clip, number: int) -> Mapping[str, str]:
-    """Names of a scene that fit no other: by number, and by what its background is."""
+    """Unambiguous names of a scene, by number and by background."""
     scene = clip.scenes[number]
     alike = sum(other.background == scene.background for other in clip.scenes)
     content = scene.background if alike == 1 else f"{scene.background} {scene.texture}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The closed lists that the world is made of, and every word that its texts may contain."""
+"""The world's closed lists (shapes, colors, sounds, ...) and its vocabulary."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ COLORS: Mapping[str, RGB] = {
     "pink": (255, 110, 215),
     "white": (250, 250, 250),
 }
-# Two tones each. Seen from the mean colour of photographs the six lie in different directions and
-# far out, so that a cut between any two is the lowest similarity around.
+# Two tones each. Relative to the mean color of photographs the six lie far out in different
+# directions, so that a cut between any two is the lowest similarity around.
 BACKGROUNDS: Mapping[str, tuple[RGB, RGB]] = {
     "teal": ((0, 140, 140), (0, 104, 112)),
     "maroon": ((150, 0, 30), (112, 0, 20)),
@@ -42,7 +42,7 @@ CHANGES: Mapping[str, str] = {
     "disappear": "one disappears",
 }
 LETTERS = ("A", "B", "C", "D")
-MAX_SCENES = 24  # backgrounds x textures: no two scenes of a clip look alike
+MAX_SCENES = 24  # backgrounds x textures: all scenes of a clip look different
 NUMBERS = tuple(str(n) for n in range(MAX_SCENES + 1))
 
 # Words of questions and captions beside the lists above.
@@ -55,7 +55,7 @@ _OTHERS = """
 
 
 def vocabulary() -> tuple[str, ...]:
-    """Every word and mark that a question, option, answer or caption may contain, sorted.
+    """All words and punctuation of questions, options, answers and captions, sorted.
 
     Texts are these words with single spaces between them; ``text.split()`` gives the tokens.
     """

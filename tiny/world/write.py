@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clips as MP4 files, so that the world is read the way any video is."""
+"""Writing of clips as MP4 files, so that they are read like any video."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from .render import MIN_SIZE, render_frames
 from .sounds import render_sound
 
 MAX_FPS = 60
-# mbtree reads memory it never wrote in small pictures; one thread: the same bytes on every machine.
+# mbtree reads uninitialised memory in small pictures; one thread: the same bytes on every machine.
 _H264 = {"preset": "veryfast", "x264-params": "mbtree=0:threads=1"}
 _MPEG4 = {"qscale": "2", "b": "4000000"}  # where FFmpeg has no libx264
 
 
 def check_size(size: int, fps: int) -> None:
-    """Raise `InputError` for what a video file cannot have (4:2:0 color halves both sides)."""
+    """Raise `InputError` for sizes and rates that a file cannot have (4:2:0 needs even sides)."""
     if size < MIN_SIZE or size % 2:
         raise InputError(f"size: got {size}, expected an even number, {MIN_SIZE} or more")
     if not 1 <= fps <= MAX_FPS:
@@ -49,8 +49,8 @@ def write_clip(
         path: where to write; an existing file is replaced.
         clip: what to write.
         size: pixels of each side, even.
-        fps: frames per second of the file. Objects move between the seconds as well; read at one
-            frame a second it shows the frames of `render_frames`.
+        fps: frames per second of the file. Objects move continuously; sampled at one frame a second
+            the file shows the frames of `render_frames`.
         crf: constant rate factor of H.264: higher is smaller and coarser.
         sound_bits: bits per second of the sound.
 
@@ -88,7 +88,7 @@ def _encode(
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
             frame.pts, frame.time_base = number, Fraction(1, fps)
             out.mux(video.encode(frame))
-            # Sound follows picture by picture, as players expect it in the file.
+            # Audio is interleaved frame by frame, as players expect.
             until = (number + 1) * SAMPLE_RATE // fps
             out.mux(audio.encode(_audio_frame(sound[heard:until], heard)))
             heard = until
