@@ -19,7 +19,7 @@ from bench.model import pipeline_ways as ways
 from bench.model.pipeline_ways import Setup
 from bench.peers import release_pipeline
 from bench.timing import machine
-from tdc.processor import media_inputs
+from tdc.media import pyav
 from tdc.profiling import measure
 
 ROOT = Path(__file__).parent.parent.parent
@@ -253,7 +253,7 @@ def test_the_model_comes_without_pyav(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not re.search(r"^(import|from) av\b", path.read_text(), re.MULTILINE), path
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(ModuleNotFoundError, match="import of av"):
-        media_inputs.probe("README.md")
+        pyav.open("README.md")
 
 
 @pytest.mark.parametrize(
