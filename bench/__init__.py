@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measurements: one module per comparison, run as ``python -m bench.<name>``."""
+"""Measurements: ``python -m bench --help`` lists them."""

@@ -28,6 +28,7 @@ OTHERS = """
 other commands:
   python -m bench.compare BASE    the ops of another revision and of this one, in turns
   python -m bench.gpu --out DIR   everything that a GPU has to say, within minutes
+  python -m bench.scenes.evaluate CLIPS   how well cuts are found in footage whose cuts are known
   python -m bench.report.plots    pictures of the results
   python -m bench.report.table    tables of docs/benchmarks.md from the results
   pytest bench/pytest_ops.py      the ops under pytest-benchmark, for its statistics and files
