@@ -29,15 +29,17 @@ def measurement(shape: Shape, dtype: torch.dtype, device: str, record: str) -> M
     widths = shape.siglip_width, shape.dinov2_width
     module = SVAConnector(*widths, shape.connector_width, shape.width).to(device, dtype).eval()
     frames = min(shape.frames, MOST_FRAMES)
-    towers = [torch.randn(frames, 576, width).to(device, dtype) for width in widths]
+    siglip, dinov2 = (torch.randn(frames, 576, width).to(device, dtype) for width in widths)
 
     def every() -> Tensor:
-        return module(*towers, (384, 384)).final()
+        return module.grid_tokens(siglip, dinov2)  # by the projector itself, without newlines
 
     def static() -> Tensor:
-        return module(*towers, (384, 384)).final(torch.arange(0, frames, WINDOW))
+        return module(siglip, dinov2, (384, 384)).final(torch.arange(0, frames, WINDOW))
 
-    got, expected = static(), every()[::WINDOW]
+    side = module.output_grid
+    got = static().unflatten(1, (side, side + 1))[:, :, :-1].flatten(1, 2)
+    expected = every()[::WINDOW]
     wrong = providers.difference((got,), (expected,), providers.TOLERANCE[dtype])
     if wrong is not None:
         raise Refused(f"the static frames' tokens differ: {wrong}")
