@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tdc.compressor.speedups import Savings
+from tdc.compressor.speedups import Speedups
 from tdc.config import TDCConfig
 from tdc.encoder.features import VideoFeatures
 from tdc.encoder.tower_features import TowerFeatures
@@ -97,18 +97,18 @@ def whole(case: Inputs) -> Iterator[Measurement]:
 def savings(case: Inputs) -> Iterator[Measurement]:
     """The default against each saving switched the other way; nothing kept between calls."""
 
-    def call(savings: Savings) -> Tensor:
-        case.model.savings = savings
+    def call(savings: Speedups) -> Tensor:
+        case.model.speedups = savings
         return ours(case)
 
     # Features of a call are new tensors to the cache, as for a video's first question; the folded
     # weights stay, as they do from one video to the next.
-    default = Savings(cache=False)
+    default = Speedups(cache=False)
     others = {name: replace(default, **{name: not getattr(default, name)}) for name in SWITCHED}
-    all_of_them = {"ours": default, "none": Savings.none(), **others}
+    all_of_them = {"ours": default, "none": Speedups.none(), **others}
     calls = {name: partial(call, found) for name, found in all_of_them.items()}
     yield _measurement("savings, each switched the other way", case, calls)
-    case.model.savings = Savings()
+    case.model.speedups = Speedups()
 
 
 def questions(case: Inputs) -> Iterator[Measurement]:
@@ -116,13 +116,13 @@ def questions(case: Inputs) -> Iterator[Measurement]:
     included), then from what the towers give, which a second question does not need again."""
     given = partial(our_features, case)
     for how, savings, make in (
-        ("default", Savings(), given),
-        ("keys and values kept", Savings(joint_keys_values=True), given),
-        ("from the towers' tokens", Savings(), _from_towers(case)),
+        ("default", Speedups(), given),
+        ("keys and values kept", Speedups(joint_keys_values=True), given),
+        ("from the towers' tokens", Speedups(), _from_towers(case)),
     ):
-        case.model.savings = savings
+        case.model.speedups = savings
         yield _second_question(how, case, make)
-    case.model.savings = Savings()
+    case.model.speedups = Speedups()
 
 
 def _second_question(how: str, case: Inputs, make: Callable[[], VideoFeatures]) -> Measurement:
@@ -171,7 +171,7 @@ PARTS: dict[str, Callable[[Inputs], Iterator[Measurement]]] = {
 }
 # What changes within one call.
 SWITCHED = tuple(
-    f.name for f in fields(Savings) if f.name not in ("cache", "fold_projector", "fp32_on_cpu")
+    f.name for f in fields(Speedups) if f.name not in ("cache", "fold_projector", "fp32_on_cpu")
 )
 
 

@@ -82,7 +82,7 @@ def frame_changes(
     The bins are those that the anchor's queries are pooled to, so what is compared is what the
     anchor asks and what the frame would ask in its place. They cost little: before pooling every
     dynamic frame would have to go through the visual projector's last layer, which
-    ``Savings.fold_projector`` spares them; a mean commutes with that map and leaves a tenth of the
+    ``Speedups.fold_projector`` spares them; a mean commutes with that map and leaves a tenth of the
     rows. Neither the question nor the sound is looked at: the allocation serves every question, and
     frames without sound have none to compare.
 

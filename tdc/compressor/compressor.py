@@ -37,7 +37,7 @@ from .frame_tokens import (
     with_ones,
 )
 from .qformer import QFormer
-from .speedups import Savings
+from .speedups import Speedups
 
 GRAPHS_ON = "cuda"
 # Leading dimensions of the Q-Former's inputs that vary with the video and the question.
@@ -81,7 +81,7 @@ class Compressor(nn.Module):
         self.output_proj = nn.Linear(query_width, hidden_size)
         self.separator = nn.Parameter(torch.zeros(hidden_size))
         self.audio_proj = nn.Linear(audio_width, hidden_size) if audio_width else None
-        self.savings = Savings()
+        self.speedups = Speedups()
         self.cache = TensorCache()
         self.reset_parameters()
 
@@ -115,10 +115,10 @@ class Compressor(nn.Module):
         """
         plan = plan.to("cpu")  # read here as numbers; a device map's hooks move every argument
         worker, gradient = self, self._wants_gradient(features)
-        if self.savings.fp32_on_cpu and self._is_half_on_cpu() and not gradient:
+        if self.speedups.fp32_on_cpu and self._is_half_on_cpu() and not gradient:
             worker = self.cache.get("fp32", list(self.parameters()), self._in_fp32)
-            worker.savings = self.savings
-        if gradient or not self.savings.fold_projector:
+            worker.speedups = self.speedups
+        if gradient or not self.speedups.fold_projector:
             final = features.visual.final(dtype=None if gradient else worker.separator.dtype)
             features = replace(features, visual=VisualTokens(final))
         compressed = worker.compress(features, plan, question_ids, question_mask)
@@ -181,9 +181,9 @@ class Compressor(nn.Module):
         frames = self._frame_tokens(features, plan.dynamic.to(device), gradient)
         if not gradient and self._graphs_pay(device):
             return self._graphed(asked, frames, group)
-        if self.savings.one_call:
+        if self.speedups.one_call:
             return self.output_proj(
-                self.qformer(frames=frames, **asked, group=group, savings=self.savings)
+                self.qformer(frames=frames, **asked, group=group, speedups=self.speedups)
             )
         members = [(group == entry).nonzero().squeeze(1) for entry in group.unique()]
         hidden = torch.cat([self._window(asked, frames, group, rows) for rows in members])
@@ -195,13 +195,15 @@ class Compressor(nn.Module):
         """``[m, K, Dq]`` of the ``rows`` of one entry, in a call of their own."""
         entry = {name: None if x is None else x[group[rows[:1]]] for name, x in asked.items()}
         group = torch.zeros_like(rows)
-        return self.qformer(frames=frames.select(rows), **entry, group=group, savings=self.savings)
+        return self.qformer(
+            frames=frames.select(rows), **entry, group=group, speedups=self.speedups
+        )
 
     def _frame_tokens(self, features: VideoFeatures, index: Tensor, gradient: bool) -> FrameTokens:
         """What the rows attend to. Where gradients are wanted nothing is folded."""
-        savings, visual, heard = self.savings, features.visual, features.audio
+        speedups, visual, heard = self.speedups, features.visual, features.audio
         blocks = self.qformer.cross_attentions()
-        folded = self.audio_proj if savings.fold_audio and not gradient else None
+        folded = self.audio_proj if speedups.fold_audio and not gradient else None
         if heard is None or folded is None:
             audio = self.project_audio(features)
         else:
@@ -215,7 +217,7 @@ class Compressor(nn.Module):
             None if audio is None else lengths_tensor(features.audio_lengths, audio),
             weights,
         )
-        if gradient or not savings.joint_keys_values:
+        if gradient or not speedups.joint_keys_values:
             return frames
         key = (tuple(index.tolist()), features.visual_lengths, features.audio_lengths)
         compute = partial(keys_values, frames, blocks)
@@ -230,12 +232,12 @@ class Compressor(nn.Module):
         key: Hashable = None,
     ) -> Any:
         """What serves the next question about the same video."""
-        return self.cache.get(name, sources, compute, key) if self.savings.cache else compute()
+        return self.cache.get(name, sources, compute, key) if self.speedups.cache else compute()
 
     def _graphs_pay(self, device: torch.device) -> bool:
         # Kept keys and values belong to one video: there would be a graph for each.
-        savings = self.savings
-        return savings.cuda_graphs and not savings.joint_keys_values and device.type == GRAPHS_ON
+        speedups = self.speedups
+        return speedups.cuda_graphs and not speedups.joint_keys_values and device.type == GRAPHS_ON
 
     def _graphed(
         self, asked: Mapping[str, Tensor | None], frames: FrameTokens, group: Tensor
@@ -246,7 +248,7 @@ class Compressor(nn.Module):
         def function(x: dict[str, Any]) -> Tensor:
             frames = FrameTokens(**{name: x[name] for name in TENSORS}, weights=weights)
             rest = {name: y for name, y in x.items() if name not in TENSORS}
-            return self.output_proj(self.qformer(frames=frames, **rest, savings=self.savings))
+            return self.output_proj(self.qformer(frames=frames, **rest, speedups=self.speedups))
 
         inputs = {**frames.tensors(), **asked, "group": group}
         if inputs["question_ids"] is not None and inputs["question_mask"] is None:
@@ -257,7 +259,7 @@ class Compressor(nn.Module):
             "graphs",
             [*self.parameters(), *folded],
             lambda: BucketedGraphs(function, PADDED, rows="index"),
-            self.savings,
+            self.speedups,
         )
         return graphs(inputs)
 

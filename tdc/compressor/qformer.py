@@ -20,7 +20,7 @@ from tdc_kernels import nn as kernels
 
 from .frame_tokens import FrameTokens, Pair
 from .self_attention import self_attention
-from .speedups import Savings
+from .speedups import Speedups
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
@@ -195,7 +195,7 @@ class QFormer(nn.Module):
         question_ids: Tensor | None = None,
         question_mask: Tensor | None = None,
         group: Tensor | None = None,
-        savings: Savings | None = None,
+        speedups: Speedups | None = None,
     ) -> Tensor:
         """One call for all dynamic frames of all videos.
 
@@ -211,8 +211,8 @@ class QFormer(nn.Module):
             ``[M, K, Dq]`` hidden states of the queries.
         """
 
-        savings = savings or Savings()
-        if group is not None and not savings.share_first_layer:
+        speedups = speedups or Speedups()
+        if group is not None and not speedups.share_first_layer:
             queries = queries[group]
             question_ids = None if question_ids is None else question_ids[group]
             question_mask = None if question_mask is None else question_mask[group]
@@ -225,8 +225,8 @@ class QFormer(nn.Module):
                 mask = torch.cat([seen, question_mask], dim=1)[:, None, None, :]
         x = self.embeddings_norm(queries)
         for number, layer in enumerate(self.layers):
-            last = savings.skip_dead_rows and number == len(self.layers) - 1
-            args = (x, num_queries, mask, frames, number, group, last, savings.pieces)
+            last = speedups.skip_dead_rows and number == len(self.layers) - 1
+            args = (x, num_queries, mask, frames, number, group, last, speedups.pieces)
             if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
                 x = checkpoint(layer, *args, use_reentrant=False)
             else:

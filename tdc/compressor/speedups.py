@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The compressor's exact savings: the same context tokens, up to rounding, for less work.
+"""The compressor's exact speedups: the same context tokens, up to rounding, for less work.
 
 docs/compressor.md has what each was measured to bring, those that are off by default included.
 """
@@ -10,8 +10,8 @@ from dataclasses import dataclass, fields
 
 
 @dataclass(frozen=True)
-class Savings:
-    """Which of them the compressor takes: ``compressor.savings = Savings(fold_audio=False)``."""
+class Speedups:
+    """Which of them the compressor takes: ``compressor.speedups = Speedups(fold_audio=False)``."""
 
     one_call: bool = True  # the Q-Former once for all dynamic frames, not once per window
     share_first_layer: bool = True  # up to its cross-attention, layer 0 once per anchor
@@ -28,6 +28,6 @@ class Savings:
     joint_keys_values: bool = False
 
     @classmethod
-    def none(cls) -> Savings:
+    def none(cls) -> Speedups:
         """The plain way, for comparisons."""
         return cls(**{field.name: False for field in fields(cls)})

@@ -15,7 +15,7 @@ from bench.model import connector
 from bench.model.compressor_case import Shape, make_case
 from bench.peers import release_compressor
 from bench.run import Run
-from tdc.compressor.speedups import Savings
+from tdc.compressor.speedups import Speedups
 
 TINY = Shape(
     frames=40,
@@ -115,7 +115,7 @@ def test_parts_measure(part: str, dtype: torch.dtype, monkeypatch: pytest.Monkey
         assert {t["rounds"] for t in row["times"].values()} == {2}
         assert row["error_of_batched"] < 0.05 if "error_of_batched" in row else True
         assert row["shape"]["frames"] == 40 and found.title.startswith(row["part"])
-    assert case.model.savings == Savings()
+    assert case.model.speedups == Speedups()
 
 
 @torch.inference_mode()

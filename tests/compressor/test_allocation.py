@@ -32,7 +32,7 @@ from tdc.compressor.allocation import (
 )
 from tdc.compressor.cuda_graphs import BucketedGraphs
 from tdc.compressor.frame_tokens import FrameTokens
-from tdc.compressor.speedups import Savings
+from tdc.compressor.speedups import Speedups
 from tdc.encoder.features import VideoFeatures
 from tdc.encoder.visual_tokens import VisualTokens
 from tdc.model import MEDIA_INPUTS
@@ -188,16 +188,16 @@ def test_one_call_equals_frame_by_frame(query_type, static):
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", [None, *NAMES])
-def test_savings_change_nothing(name, monkeypatch):
+def test_speedups_change_nothing(name, monkeypatch):
     monkeypatch.setattr(
         tdc.compressor.compressor, "GRAPHS_ON", "cpu"
     )  # a replay calls the function again
     monkeypatch.setattr(BucketedGraphs.__init__, "__defaults__", (replay,))
     module, features, asked = compressor().eval(), unprojected(), question(True)
     plan = ragged_plan(features)
-    module.savings = Savings.none()
+    module.speedups = Speedups.none()
     wanted = module(features, plan, **asked)[0]
-    module.savings = replace(Savings(), **({name: not getattr(Savings(), name)} if name else {}))
+    module.speedups = replace(Speedups(), **({name: not getattr(Speedups(), name)} if name else {}))
     for _ in range(2):  # the second call takes what the first has kept
         torch.testing.assert_close(module(features, plan, **asked)[0], wanted, rtol=0, atol=1e-11)
     other = [n % MOST + 1 for n in LENGTHS]

@@ -16,7 +16,7 @@ from test_speedups import question, run, unprojected
 import tdc.compressor.compressor
 import tdc.compressor.cuda_graphs
 from tdc.compressor.cuda_graphs import MOST, BucketedGraphs, bucket
-from tdc.compressor.speedups import Savings
+from tdc.compressor.speedups import Speedups
 
 
 class Recorder:
@@ -63,11 +63,11 @@ def test_compressor(monkeypatch, make, padded):
     monkeypatch.setattr(tdc.compressor.compressor, "GRAPHS_ON", "cpu")
     monkeypatch.setattr(BucketedGraphs.__init__, "__defaults__", (record,))
     module = compressor().eval()
-    savings = replace(Savings(), cuda_graphs=True)
+    speedups = replace(Speedups(), cuda_graphs=True)
     for window in (4, None, 4):
         features, asked = make(), question(padded)
-        got = run(module, features, savings, window, **asked)
-        wanted = run(module, features, Savings.none(), window, **asked)
+        got = run(module, features, speedups, window, **asked)
+        wanted = run(module, features, Speedups.none(), window, **asked)
         torch.testing.assert_close(got, wanted, rtol=0, atol=1e-11)
     video = weakref.ref(features.visual.values)
     del features
@@ -77,7 +77,7 @@ def test_compressor(monkeypatch, make, padded):
     before = record.captured
     assert before < 3 or make is unprojected  # which has another map for every video
     module.output_proj.weight.mul_(2)
-    run(module, features, savings, **asked)
+    run(module, features, speedups, **asked)
     assert record.captured == before + 1  # captured again: a folded weight has moved
 
 
@@ -86,7 +86,7 @@ def test_compressor(monkeypatch, make, padded):
 def test_compressor_on_a_gpu():
     module, features = compressor().eval().cuda(), unprojected().to("cuda")
     asked = {name: x.cuda() for name, x in question(True).items()}
-    wanted = run(module, features, Savings.none(), **asked)
+    wanted = run(module, features, Speedups.none(), **asked)
     for _ in range(3):
-        got = run(module, features, replace(Savings(), cuda_graphs=True), **asked)
+        got = run(module, features, replace(Speedups(), cuda_graphs=True), **asked)
         torch.testing.assert_close(got, wanted, rtol=0, atol=1e-9)

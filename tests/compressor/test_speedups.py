@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The compressor's savings: the same tokens with each on and off, and really less work."""
+"""The compressor's speedups: the same tokens with each on and off, and really less work."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from torch import Tensor
 import tdc.compressor.compressor
 import tdc.compressor.qformer
 import tdc_kernels.nn
-from tdc.compressor.speedups import Savings
+from tdc.compressor.speedups import Speedups
 from tdc.encoder.features import VideoFeatures
 from tdc.encoder.visual_tokens import VisualTokens
 from tdc.tensor_cache import TensorCache
 
-NAMES = [field.name for field in fields(Savings)]
+NAMES = [field.name for field in fields(Speedups)]
 each = pytest.mark.parametrize("name", NAMES)
 
 
@@ -43,8 +43,8 @@ def unprojected() -> VideoFeatures:
     return replace(features, visual=VisualTokens(hidden, torch.randn(D, 32).double()))
 
 
-def run(module, features, savings, window=4, static=True, **question_kw) -> Tensor:
-    module.savings = savings
+def run(module, features, speedups, window=4, static=True, **question_kw) -> Tensor:
+    module.speedups = speedups
     return module(features, plan_of(features, window, static), **question_kw)[0]
 
 
@@ -55,18 +55,18 @@ def run(module, features, savings, window=4, static=True, **question_kw) -> Tens
 def test_changes_nothing(name, padded, make):
     """Alone on, and alone off."""
     module, features, asked = compressor().eval(), make(), question(padded)
-    plain = run(module, features, Savings.none(), **asked)
-    default = Savings()
-    for savings in (
-        replace(Savings.none(), **{name: True}),
+    plain = run(module, features, Speedups.none(), **asked)
+    default = Speedups()
+    for speedups in (
+        replace(Speedups.none(), **{name: True}),
         replace(default, **{name: not getattr(default, name)}),
         default,
     ):
         for window, static in ((4, True), (None, False)):
             wanted = (
-                plain if static else run(module, features, Savings.none(), window, static, **asked)
+                plain if static else run(module, features, Speedups.none(), window, static, **asked)
             )
-            got = run(module, features, savings, window, static, **asked)
+            got = run(module, features, speedups, window, static, **asked)
             torch.testing.assert_close(got, wanted, rtol=0, atol=1e-11)
 
 
@@ -74,19 +74,19 @@ def test_changes_nothing(name, padded, make):
 @pytest.mark.parametrize("query_type", ["pooled", "learned"])
 def test_no_question(query_type):
     module, features = compressor(query_type).eval(), ragged()
-    wanted = run(module, features, Savings.none())
-    torch.testing.assert_close(run(module, features, Savings()), wanted, rtol=0, atol=1e-11)
+    wanted = run(module, features, Speedups.none())
+    torch.testing.assert_close(run(module, features, Speedups()), wanted, rtol=0, atol=1e-11)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_gradients_change_nothing(checkpointing):
     module, asked, gradients, made = compressor(), question(True), [], unprojected()
-    for savings in (Savings.none(), Savings()):
+    for speedups in (Speedups.none(), Speedups()):
         visual = made.visual.values.clone().requires_grad_()
         features = replace(made, visual=replace(made.visual, values=visual))
         module.qformer.gradient_checkpointing = checkpointing
         module.zero_grad()
-        out = run(module.train(), features, savings, **asked)
+        out = run(module.train(), features, speedups, **asked)
         (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
         gradients.append([visual.grad, *(p.grad for p in module.parameters())])
     for ours, plain in zip(*gradients, strict=True):
@@ -118,9 +118,9 @@ def test_less_work(monkeypatch):
     rows, anchors, text = len(plan.dynamic), len(plan.anchors), 7
     first, last = module.qformer.layers[0], module.qformer.layers[-1]
     heard = features.audio[..., 0].numel()
-    for savings, spread, dead in ((Savings.none(), rows, text), (Savings(), anchors, 0)):
+    for speedups, spread, dead in ((Speedups.none(), rows, text), (Speedups(), anchors, 0)):
         counted = Rows(monkeypatch)
-        run(module, features, savings, **asked)
+        run(module, features, speedups, **asked)
         assert counted.of(first.attention.query) == spread * (K + text)
         assert counted.of(first.ffn_text.up) == spread * text
         assert counted.of(first.ffn_query.up) == rows * K
@@ -142,10 +142,10 @@ def test_folded_tokens_keep_their_width(monkeypatch):
         return attend(self, x, frames, layer)
 
     monkeypatch.setattr(tdc.compressor.qformer.CrossAttention, "forward", forward)
-    run(module, features, Savings())
+    run(module, features, Speedups())
     assert set(widths) == {(32, 16)}  # as it came; 12 and a one, rounded up to a multiple of 8
     widths.clear()
-    run(module, features, Savings.none())
+    run(module, features, Speedups.none())
     assert set(widths) == {(D, D)}
 
 
@@ -158,29 +158,29 @@ def test_the_next_question_finds_what_does_not_depend_on_it(monkeypatch):
         "anchor_queries",
         lambda *a, **k: pooled.append(1) or pool(*a, **k),
     )
-    run(module, features, Savings(), **question(False))
+    run(module, features, Speedups(), **question(False))
     first = len(pooled)
-    run(module, features, Savings(), **question(False))
+    run(module, features, Speedups(), **question(False))
     assert len(pooled) == first > 0
-    run(module, features, Savings(), window=2)  # other anchors
+    run(module, features, Speedups(), window=2)  # other anchors
     assert len(pooled) > first
     before = len(pooled)
-    run(module, ragged(), Savings())  # another video
+    run(module, ragged(), Speedups())  # another video
     assert len(pooled) > before
 
 
 @torch.no_grad()
 def test_kept_keys_and_values_spare_the_cross_attention(monkeypatch):
     module, features = compressor().eval(), ragged()
-    savings = replace(Savings(), joint_keys_values=True)
+    speedups = replace(Speedups(), joint_keys_values=True)
     monkeypatch.setattr(tdc_kernels.nn.CrossAttention, "forward", None)  # not called
     products = []
     linear = torch.matmul
     monkeypatch.setattr(torch, "matmul", lambda *a, **k: products.append(1) or linear(*a, **k))
-    run(module, features, savings, **question(False))
+    run(module, features, speedups, **question(False))
     count = len(products)
     assert count > 0
-    run(module, features, savings, **question(False))
+    run(module, features, speedups, **question(False))
     assert len(products) == count
 
 
@@ -196,15 +196,15 @@ def test_kept_keys_and_values_spare_the_cross_attention(monkeypatch):
 @pytest.mark.parametrize("joint", [False, True])
 def test_changed_weights_are_noticed(change, joint):
     module, features, asked = compressor().eval(), unprojected(), question(False)
-    savings = replace(Savings(), joint_keys_values=joint)
+    speedups = replace(Speedups(), joint_keys_values=joint)
     with torch.no_grad():
-        before = run(module, features, savings, **asked)
+        before = run(module, features, speedups, **asked)
     for parameter in module.parameters():
         parameter.grad = torch.ones_like(parameter)
     change(module)
     with torch.no_grad():
-        after = run(module, features, savings, **asked)
-        wanted = run(copy.deepcopy(module), features, Savings.none(), **asked)
+        after = run(module, features, speedups, **asked)
+        wanted = run(copy.deepcopy(module), features, Speedups.none(), **asked)
     torch.testing.assert_close(after, wanted, rtol=0, atol=1e-10)
     assert (after - before).abs().max() > 1e-3
 
@@ -214,15 +214,15 @@ def test_changed_weights_are_noticed(change, joint):
 def test_each_source_of_what_is_kept_counts(joint):
     """One parameter at a time, then the sound alone, then what of it is heard."""
     module, features, asked = compressor().eval(), unprojected(), question(False)
-    savings = replace(Savings(), joint_keys_values=joint)
+    speedups = replace(Speedups(), joint_keys_values=joint)
 
     def check(features):
-        got = run(module, features, savings, **asked)
-        wanted = run(copy.deepcopy(module), features, Savings.none(), **asked)
+        got = run(module, features, speedups, **asked)
+        wanted = run(copy.deepcopy(module), features, Speedups.none(), **asked)
         torch.testing.assert_close(got, wanted, rtol=0, atol=1e-10)
 
     for parameter in module.parameters():
-        run(module, features, savings, **asked)
+        run(module, features, speedups, **asked)
         parameter.add_(0.3)
         check(features)
     other = replace(features, audio=features.audio.flip(0))
@@ -248,12 +248,12 @@ def test_half_types_in_fp32(make, monkeypatch):
     torch.manual_seed(3)
     module, features = half(compressor().eval(), make())
     asked = question(False)
-    plain = run(module, features, Savings.none(), static=False, **asked)
-    ours = run(module, features, Savings(), static=False, **asked)
+    plain = run(module, features, Speedups.none(), static=False, **asked)
+    ours = run(module, features, Speedups(), static=False, **asked)
     assert ours.dtype == torch.bfloat16
     assert {p.dtype for p in module.parameters()} == {torch.bfloat16}
     wide = to_dtype(features, torch.float64)
-    exact = run(copy.deepcopy(module).double(), wide, Savings.none(), static=False, **asked)
+    exact = run(copy.deepcopy(module).double(), wide, Speedups.none(), static=False, **asked)
     assert F.mse_loss(ours.double(), exact) < 0.5 * F.mse_loss(plain.double(), exact)
 
 
@@ -262,20 +262,20 @@ def test_half_types_stay_where_there_are_units_for_them(monkeypatch):
     monkeypatch.setattr(tdc.compressor.compressor, "has_matrix_units", lambda: True)
     module, features = half(compressor().eval(), ragged())
     monkeypatch.setattr(type(module), "_in_fp32", None)
-    run(module, features, Savings())
+    run(module, features, Speedups())
 
 
 @torch.no_grad()
 def test_copies_start_empty_and_videos_are_not_kept():
     module, features = compressor().eval(), unprojected()
-    run(module, features, Savings())
+    run(module, features, Speedups())
     assert module.cache._entries
     for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
         assert not other.cache._entries
         torch.testing.assert_close(
-            run(other, features, Savings()), run(module, features, Savings())
+            run(other, features, Speedups()), run(module, features, Speedups())
         )
-    assert not [k for k in module.state_dict() if "cache" in k or "savings" in k]
+    assert not [k for k in module.state_dict() if "cache" in k or "speedups" in k]
     visual = weakref.ref(features.visual.values)
     del features
     gc.collect()

@@ -23,7 +23,7 @@ from toy import (
 
 from tdc import InputError
 from tdc.answer import ask
-from tdc.compressor.speedups import Savings
+from tdc.compressor.speedups import Speedups
 from tdc.config import RELEASE_BEHAVIOUR
 from tdc.encoder.tower_features import TowerFeatures
 from tdc.model import MEDIA_INPUTS
@@ -166,11 +166,11 @@ def test_one_encoding_serves_many_questions(model, processor):
 
 @torch.no_grad()
 @pytest.mark.parametrize("backend", ["reference", None])
-def test_answers_are_the_same_with_and_without_savings(model, processor, backend, monkeypatch):
+def test_answers_are_the_same_with_and_without_speedups(model, processor, backend, monkeypatch):
     """Token for token in fp32."""
     inputs, answers = toy_inputs(processor), []
-    for savings in (Savings.none(), Savings(), Savings(joint_keys_values=True)):
-        monkeypatch.setattr(model.compressor, "savings", savings)
+    for speedups in (Speedups.none(), Speedups(), Speedups(joint_keys_values=True)):
+        monkeypatch.setattr(model.compressor, "speedups", speedups)
         with use_backend(backend or "auto"):
             answers.append(model.generate(**inputs, max_new_tokens=12, do_sample=False))
     assert answers[0].shape[1] > 1

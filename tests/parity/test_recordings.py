@@ -13,7 +13,7 @@ import run
 import torch
 
 import tdc.compressor.compressor
-from tdc.compressor.speedups import Savings
+from tdc.compressor.speedups import Speedups
 from tdc_kernels import registry
 
 DATA = Path(__file__).parent / "data"
@@ -42,7 +42,7 @@ def test_recording_is_reproduced(name):
 
 @pytest.mark.parametrize(("name", "how"), WAYS)
 def test_recording_is_reproduced_in_every_way(name, how, monkeypatch):
-    """By every backend, and by the compressor with all savings and with none."""
+    """By every backend, and by the compressor with all speedups and with none."""
     if how in registry.backends():
         missing = [r for r in registry.table("cpu") if r.backend == how and not r.available]
         if how != "torch" and missing:  # torch has cross_attention only
@@ -57,11 +57,11 @@ def test_recording_is_reproduced_in_every_way(name, how, monkeypatch):
         else:
             monkeypatch.setattr(registry, "_forced", how)
     else:
-        savings = {
-            "plain": Savings.none(),
-            "joint keys and values": Savings(joint_keys_values=True),
+        speedups = {
+            "plain": Speedups.none(),
+            "joint keys and values": Speedups(joint_keys_values=True),
         }
-        monkeypatch.setattr(tdc.compressor.compressor, "Savings", lambda: savings[how])
+        monkeypatch.setattr(tdc.compressor.compressor, "Speedups", lambda: speedups[how])
     result = run.run_case(DATA, name)
     assert result.failures == []
 
