@@ -39,7 +39,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def small(out: Path, model: Path, *only: str, **changes) -> Sweep:
-    recipe = Recipe(Path(), clips=10, batch=8, save_steps=1, logging_steps=1)
+    recipe = Recipe(Path(), clips=20, batch=8, save_steps=1, logging_steps=1)
     fields = {"examples": 32, "seeds": 1, "clips": 1, "questions": 2, "only": only, **changes}
     return Sweep(out, recipe=recipe, model=model, **fields)
 
