@@ -138,7 +138,7 @@ def test_importing_tdc_waits_for_nothing():
     "first",
     [
         "import tdc; from transformers import PreTrainedModel",
-        "from tdc.config import TDCConfig",
+        pytest.param("from tdc.config import TDCConfig", marks=pytest.mark.slow),
         pytest.param("import transformers, tdc", marks=pytest.mark.slow),
         pytest.param(
             "from tdc.cli.terminal import note; import transformers", marks=pytest.mark.slow

@@ -156,7 +156,7 @@ def test_scenes_alone_is_a_number_with_a_threshold_a_limit(tdc, drawn):
     assert len(fewer["scenes"]) == 2 and fewer["scenes"][1]["start"] in truth
 
 
-@pytest.mark.parametrize("chunk", [1, 5, 16])
+@pytest.mark.parametrize("chunk", [5, 16])
 def test_color_reads_a_long_video_in_chunks(tdc, clip, tmp_path, monkeypatch, chunk):
     whole = found(tdc("segment", clip, "--json"))
     assert len(whole["frame_times"]) == 16

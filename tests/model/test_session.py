@@ -60,7 +60,7 @@ def test_one_encoding_for_all_questions(session, encoded):
 
 def test_no_graph_is_kept(session):
     video = watch(session, max_frames=4)
-    assert torch.is_grad_enabled() and not video.features.visual.requires_grad
+    assert torch.is_grad_enabled() and not video.features.visual.final().requires_grad
     assert not video.context(QUESTION).tokens[0].requires_grad
 
 

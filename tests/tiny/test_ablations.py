@@ -124,6 +124,7 @@ def test_names():
 # --- running -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_and_leaves_finished_variants_alone(model, tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "PAIRS", 1)
     killed, whole = (
