@@ -100,6 +100,16 @@ def test_accuracy_and_the_best_constant():
     assert found.accuracy(needs="audio") == 0 and math.isnan(found.accuracy(needs="order"))
 
 
+@pytest.mark.parametrize(
+    ("said", "right"), [("red", True), ("RED", True), ("re", False), ("", False)]
+)
+def test_a_part_of_the_answer_is_not_the_answer(said, right):
+    red = next(
+        q for i in range(50) for q in ask(make_clip(0, i), 4, kinds=["color"]) if q.answer == "red"
+    )
+    assert Answered(make_clip(0, 0), red, said).right is right
+
+
 @pytest.mark.parametrize("choice", [False, True])
 def test_right_answers_are_found(tiny, monkeypatch, choice):
     """Through the model's own way of being asked, with somebody who knows the answers."""
