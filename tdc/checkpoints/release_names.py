@@ -171,7 +171,7 @@ def _qformer_config(
     }
     vocabulary, width = words
     heads = bert["num_attention_heads"] if bert else width // BERT_HEAD_WIDTH
-    if not heads or width % heads:
+    if not heads or width % heads or (not bert and width % BERT_HEAD_WIDTH):
         raise InputError(
             f"a Q-Former of width {width} has no heads of {BERT_HEAD_WIDTH}; "
             "give the folder of its BERT with --bert"
