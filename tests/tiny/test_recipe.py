@@ -294,6 +294,23 @@ def test_a_second_of_sound_has_the_label_of_the_clip():
     model(example["waveform"][None], example["labels"][None])["loss"].backward()
 
 
+def test_a_step_that_is_done_is_not_done_again(tmp_path, monkeypatch):
+    def never(*_, **__):
+        raise AssertionError("trained again")
+
+    for name in ("new_model", "starting_model", "stage_settings", "train_stage"):
+        monkeypatch.setattr(recipe, name, never)
+    short = recipe.Recipe(tmp_path)
+    for name in ("encoders", "connector-labels"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").touch()
+    assert recipe.train_encoders(short, print) == tmp_path / "encoders"
+    again = recipe._part(short, print, "connector-labels", get_stage(1), tmp_path, None)
+    assert again == tmp_path / "connector-labels"
+    with pytest.raises(AssertionError, match="trained again"):
+        recipe._part(short, print, "frame-labels", get_stage(2), tmp_path, None)
+
+
 @pytest.mark.slow
 def test_the_whole_recipe_and_again(tmp_path):
     said: list[str] = []
