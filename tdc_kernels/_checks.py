@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 _INTS = (torch.int32, torch.int64)
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def describe(x: Any) -> str:
@@ -21,20 +22,25 @@ def describe(x: Any) -> str:
 
 
 def floating(name: str, x: Any, shape: str, ndim: int | None = None, least: int = 0) -> None:
-    """``x`` must be a floating tensor with ``ndim`` (or at ``least`` that many) dimensions."""
+    """``x`` must be a floating tensor with ``ndim`` (or at ``least`` that many) dimensions, of a
+    dtype that all kernels have: PyTorch's 8-bit floats hardly compute and promote to nothing."""
     if not isinstance(x, torch.Tensor) or not x.is_floating_point():
         raise TypeError(f"{name}: expected a floating tensor {shape}, got {describe(x)}")
+    if x.dtype not in _FLOATS:
+        expected = ", ".join(str(dtype).removeprefix("torch.") for dtype in _FLOATS)
+        raise TypeError(f"{name}: expected one of {expected}, got {describe(x)}")
     if (ndim is not None and x.ndim != ndim) or x.ndim < least:
         raise ValueError(f"{name}: expected shape {shape}, got {describe(x)}")
 
 
-def integers(name: str, x: Any, shape: str, device: torch.device) -> None:
-    """``x`` must be a 1-D int32 or int64 tensor on ``device``."""
+def integers(name: str, x: Any, shape: str, device: torch.device) -> torch.Tensor:
+    """``x``, which must be a 1-D int32 or int64 tensor on ``device``, without gaps in memory."""
     if not isinstance(x, torch.Tensor) or x.dtype not in _INTS:
         raise TypeError(f"{name}: expected an int32 or int64 tensor {shape}, got {describe(x)}")
     if x.ndim != 1:
         raise ValueError(f"{name}: expected shape {shape}, got {describe(x)}")
     same_device(name, x, device)
+    return x.contiguous()
 
 
 def same_device(name: str, x: torch.Tensor, device: torch.device) -> None:
@@ -57,12 +63,13 @@ def count(name: str, x: Any, least: int) -> None:
 
 
 def prefix_sums(cu_frames: Any, frames: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """Check ``cu_frames``, whose last entry must be one of ``frames``, and return it as int32.
+    """Check ``cu_frames``, whose last entry must be one of ``frames``, and return it as int32
+    without gaps in memory.
 
     On the CPU the values are looked at too (a wrong total would silently move every boundary); on
     an accelerator that would wait for the device, so there they are the caller's promise.
     """
-    integers("cu_frames", cu_frames, "[B+1]", device)
+    cu_frames = integers("cu_frames", cu_frames, "[B+1]", device)
     if cu_frames.shape[0] < 1:
         raise ValueError("cu_frames: expected [B+1] with at least one entry, got none")
     plain = type(cu_frames) is torch.Tensor and device.type == "cpu"

@@ -33,7 +33,7 @@ def reduce_frames(
       always stays. One pass over the features by ``frame_similarity``.
 
     Args:
-        features: ``[F, ...]``, usually ``[F, T, C]`` of DINOv2, any floating dtype.
+        features: ``[F, ...]``, usually ``[F, T, C]`` of DINOv2, fp16, bf16, fp32 or fp64.
         threshold: higher keeps more; above 1 everything.
         window: frames looked at together, ``>= 1``.
         rule: ``"window"`` or ``"previous"``.

@@ -44,13 +44,18 @@ def pays(*args: Any) -> str | None:
 
 
 def lazy(op: str, name: str) -> Callable[..., Any]:
-    """``tdc_kernels.ops.<op>.triton.<name>``, imported on the first call."""
+    """``tdc_kernels.ops.<op>.triton.<name>``, imported on the first call. It gets integers and
+    masks without gaps in memory, as its kernels read them."""
 
     @functools.cache
     def function() -> Callable[..., Any]:
         return getattr(importlib.import_module(f"tdc_kernels.ops.{op}.triton"), name)
 
+    def dense(x: Any) -> Any:
+        return x.contiguous() if isinstance(x, torch.Tensor) and not x.is_floating_point() else x
+
     def call(*args: Any) -> Any:
+        args = tuple(map(dense, args))
         if not args[0].is_cuda:
             return function()(*args)
         with torch.cuda.device_of(args[0]):  # Triton launches on the current device

@@ -119,7 +119,7 @@ def anchor_queries(
     if tokens.shape[1] < 1:
         raise ValueError(f"tokens: expected [F, L, D] with L >= 1, got {_checks.describe(tokens)}")
     if index is not None:
-        _checks.integers("index", index, "[A]", tokens.device)
+        index = _checks.integers("index", index, "[A]", tokens.device)
     if weight is None:
         if bias is not None:
             raise ValueError("bias: expected None without weight, got a tensor")

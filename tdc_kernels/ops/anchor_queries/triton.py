@@ -172,7 +172,7 @@ def forward(
         block, together = tile(width, bin_width, tokens.element_size())
         pool[(anchors * num_queries, triton.cdiv(width, block))](
             tokens,
-            None if index is None else index.contiguous(),
+            index,
             out,
             tokens.stride(0),
             tokens.stride(1),
@@ -201,7 +201,7 @@ def backward(
         block, together = tile(width, length, out.element_size())
         gradient[(frames * triton.cdiv(length, together), triton.cdiv(width, block))](
             grad.contiguous(),
-            None if index is None else index.contiguous(),
+            index,
             out,
             anchors,
             length,

@@ -94,10 +94,6 @@ def at(x: torch.Tensor | None, frames: torch.Tensor) -> torch.Tensor | None:
     return None if x is None else x[frames]
 
 
-def dense(x: torch.Tensor | None) -> torch.Tensor | None:
-    return None if x is None else x.contiguous()
-
-
 def call_of(
     query: torch.Tensor,
     visual: torch.Tensor,
@@ -114,17 +110,19 @@ def call_of(
     w_key_audio: torch.Tensor | None,
     w_value_audio: torch.Tensor | None,
 ) -> Call:
-    sources = [Source(visual, dense(visual_lengths), w_key, w_value, 0)]
+    sources = [Source(visual, visual_lengths, w_key, w_value, 0)]
     if audio is not None:
         own = (
             (w_key, w_value)
             if w_key_audio is None or w_value_audio is None
             else (w_key_audio, w_value_audio)
         )
-        sources.append(Source(audio, dense(audio_lengths), *own, visual.shape[1]))
+        sources.append(Source(audio, audio_lengths, *own, visual.shape[1]))
     if mask is not None:
-        mask = mask.contiguous().view(torch.uint8)
-    return Call(query.contiguous(), tuple(sources), dense(b_value), num_heads, dense(index), mask)
+        mask = mask.view(torch.uint8)
+    if b_value is not None:
+        b_value = b_value.contiguous()
+    return Call(query.contiguous(), tuple(sources), b_value, num_heads, index, mask)
 
 
 def token_block(dtype: torch.dtype) -> int:

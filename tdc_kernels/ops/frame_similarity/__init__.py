@@ -82,7 +82,7 @@ def frame_similarity(
     taken as one vector. Low values are the scene boundaries of the paper's segmentation.
 
     Args:
-        features: ``[F, ...]``, any floating dtype, any strides (frames with gaps between their
+        features: ``[F, ...]``, fp16, bf16, fp32, fp64, any strides (frames with gaps between their
             values are copied first); frames of all videos back to back.
         cu_frames: int32 or int64 ``[B+1]``, prefix sums of the videos' lengths; None for one video.
             Empty videos are fine.

@@ -133,15 +133,14 @@ def pack_context(
     _checks.same_device("separator", separator, device)
     dtype = torch.promote_types(static.dtype, compressed.dtype)
     dtype = torch.promote_types(dtype, separator.dtype)
+    way = (plan.source, plan.position, plan.separators)
     packed = registry.call(
         OP,
         backend,
         dense_rows(static.to(dtype)),
         dense_rows(compressed.to(dtype)),
         separator.to(dtype).contiguous(),
-        plan.source.to(device),
-        plan.position.to(device),
-        plan.separators.to(device),
+        *(x.to(device, torch.int32).contiguous() for x in way),
         function=PackContext,
     )
     return packed, plan.cu_context.to(device)

@@ -74,7 +74,7 @@ def segment_scenes(
     """``frame_similarity`` and ``scene_boundaries`` in one.
 
     Args:
-        features: ``[F, ...]``, any floating dtype, any strides (frames with gaps between their
+        features: ``[F, ...]``, fp16, bf16, fp32, fp64, any strides (frames with gaps between their
             values are copied first).
         num_boundaries: most boundaries per video, ``>= 0``; S scenes need ``S - 1``.
         cu_frames: int32 or int64 ``[B+1]``, prefix sums of the videos' lengths; None for one video.
