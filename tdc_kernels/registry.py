@@ -177,13 +177,13 @@ def _handle(backend: str, op: str) -> Any:
 # traced code and therefore guarded.
 
 
-def _constant(function: Callable[..., Any]) -> Any:
+def constant(function: Callable[..., Any]) -> Any:
     """``torch.compiler.assume_constant_result`` without its 3 s import of dynamo."""
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
 
 
-@_constant
+@constant
 def _refusal(op: str, backend: str, device: str) -> str | None:
     """None if ``backend`` can run ``op`` on this kind of device, else the reason."""
     if op not in _ENTRIES:
@@ -194,7 +194,7 @@ def _refusal(op: str, backend: str, device: str) -> str | None:
     return entry.requires(device) if entry.requires is not None else None
 
 
-@_constant
+@constant
 def _available(op: str, device: str) -> tuple[str, ...]:
     """The backends that can run ``op`` on this kind of device, best first."""
     key = (op, device)
@@ -203,7 +203,7 @@ def _available(op: str, device: str) -> tuple[str, ...]:
     return _AVAILABLE[key]
 
 
-@_constant
+@constant
 def _announce(op: str, backend: str) -> None:
     if (op, backend) not in _ANNOUNCED:
         _ANNOUNCED.add((op, backend))

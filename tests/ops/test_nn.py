@@ -43,3 +43,14 @@ def test_cross_attention_is_torchs_over_joined_tokens():
     x, visual, audio = torch.randn(3, 4, 8), torch.randn(3, 5, 8), torch.randn(3, 2, 8)
     tokens = torch.cat([visual, audio], 1)
     torch.testing.assert_close(layer(x, visual, audio), theirs(x, tokens, tokens)[0])
+
+
+@pytest.mark.parametrize("how", [torch.bfloat16, torch.float16, "autocast"], ids=str)
+def test_cross_attention_compiles_in_half_precision(how):
+    torch._dynamo.reset()
+    dtype = torch.float32 if how == "autocast" else how
+    layer = CrossAttention(8, 6, 2).to(dtype)
+    x, visual = torch.randn(3, 4, 8, dtype=dtype), torch.randn(3, 5, 6, dtype=dtype)
+    with torch.autocast("cpu", enabled=how == "autocast"):
+        got = torch.compile(layer, fullgraph=True, backend="eager")(x, visual)
+        torch.testing.assert_close(got, layer(x, visual), rtol=0.02, atol=0.02)

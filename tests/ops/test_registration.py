@@ -160,3 +160,20 @@ def test_export(op, packed):
     torch.testing.assert_close(exported.module()(*tensors), module(*tensors))
     names = {str(n.target) for n in exported.graph.nodes if n.op == "call_function"}
     assert any(op in name for name in names)  # the op itself, not its pieces
+
+
+@pytest.mark.parametrize("op", [op for op in OPS if op != "scene_boundaries"])
+@pytest.mark.parametrize("how", [torch.bfloat16, torch.float16, "autocast"], ids=str)
+def test_compiles_in_half_precision(op, how):
+    """The choice of a backend asks other things of this machine than in fp32."""
+    torch._dynamo.reset()
+    args = samples.arguments(op, 1, packed=True)
+    if how != "autocast":
+        args = [
+            a.to(how) if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in args
+        ]
+    function = samples.public(op)
+    with torch.autocast("cpu", enabled=how == "autocast"):
+        got = torch.compile(function, fullgraph=True, backend="aot_eager")(*args)
+        wanted = function(*args)
+    torch.testing.assert_close(got, wanted, rtol=0.02, atol=0.02)

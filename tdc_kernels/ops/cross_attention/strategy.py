@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
+
+from tdc_kernels import registry
 
 NAMES = ("project", "absorb")
 
@@ -29,14 +30,11 @@ WORTH = {
 WORTH_IN_TRAINING = 0.5
 
 
-@functools.cache
+@registry.constant
 def has_matrix_units() -> bool:
     """True where this CPU multiplies bf16 matrices faster than fp32 ones (AVX-512 BF16 or AMX)."""
     capability: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capability.get("avx512_bf16") or capability.get("amx_bf16"))
-
-
-has_matrix_units._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def kind(query: torch.Tensor) -> tuple[str, str]:
