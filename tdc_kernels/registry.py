@@ -6,7 +6,8 @@ same for all. Compiled backends have ``tdc_<backend>::<op>_backward`` beside it,
 ``autograd.Function`` calls; plain PyTorch differentiates itself. A call takes the first capable
 backend in the order of ``BACKENDS`` (said once per op at log level INFO), or exactly the one asked
 for: by argument, else by ``use_backend``, else by the environment. A backend asked for by name that
-cannot run is an error saying why; nothing is caught and retried elsewhere.
+cannot run is an error saying why; nothing is caught and retried elsewhere. Derivatives of
+``torch.func`` and forward mode are the reference's.
 
 Environment variables (all there are in this package):
 
@@ -31,6 +32,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 logger = logging.getLogger(__name__)
 
@@ -222,7 +224,7 @@ def choose(op: str, backend: str | None, *args: Any) -> str:
     device = args[0].device.type
     if wanted is None or wanted == "auto":
         entries = _ENTRIES[op]
-        for name in _available(op, device):
+        for name in ("reference",) if _transformed(args) else _available(op, device):
             entry = entries[name]
             if all(ask is None or ask(*args) is None for ask in (entry.accepts, entry.pays)):
                 _announce(op, name)
@@ -233,6 +235,8 @@ def choose(op: str, backend: str | None, *args: Any) -> str:
     if reason is None:
         entry = _ENTRIES[op][wanted]
         reason = entry.accepts(*args) if entry.accepts is not None else None
+        if entry.opaque and _transformed(args):
+            reason = "it has no derivative for torch.func and forward mode, 'reference' has"
     if reason is not None:
         raise RuntimeError(f"backend {wanted!r} cannot run {op}: {reason}")
     return wanted
@@ -260,6 +264,16 @@ def call(
 def _wants_gradient(args: tuple[Any, ...]) -> bool:
     tensors = (a for a in args if isinstance(a, torch.Tensor))
     return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+
+
+def _transformed(args: tuple[Any, ...]) -> bool:
+    """True where a derivative is wanted that no ``autograd.Function`` of this package has: one of
+    ``torch.func``, or forward-mode. A bare operator would have a tangent of zero."""
+    forward_mode = forward_ad._current_level >= 0
+    if torch._C._are_functorch_transforms_active():
+        return forward_mode or _wants_gradient(args)
+    tensors = (a for a in args if isinstance(a, torch.Tensor))
+    return forward_mode and any(forward_ad.unpack_dual(x).tangent is not None for x in tensors)
 
 
 @contextmanager

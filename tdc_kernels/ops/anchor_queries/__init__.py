@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.autograd.function import once_differentiable
 
 from tdc_kernels import _checks, registry
 from tdc_kernels.ops.anchor_queries import reference
 from tdc_kernels.ops.autocast import autocast_dtype, without_autocast
 from tdc_kernels.ops.backends import implement_fused
+from tdc_kernels.ops.once import once
 
 OP = "anchor_queries"
 
@@ -59,7 +59,7 @@ class AnchorQueries(torch.autograd.Function):
         return registry.entry(OP, backend).handle(tokens, num_queries, index, dtype)
 
     @staticmethod
-    @once_differentiable
+    @once(OP)
     def backward(ctx: Any, grad: torch.Tensor):
         (index,) = ctx.saved_tensors
         operator: Any = registry.entry(OP, ctx.backend).backward

@@ -6,12 +6,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from tdc_kernels import _checks, registry
 from tdc_kernels.ops.autocast import autocast_dtype, without_autocast
 from tdc_kernels.ops.backends import implement_fused
 from tdc_kernels.ops.cross_attention import absorbed, backward, projected, reference, strategy
+from tdc_kernels.ops.once import once
 
 OP = "cross_attention"
 ARGUMENTS = (
@@ -73,7 +73,7 @@ class CrossAttention(torch.autograd.Function):
         return registry.entry(OP, backend).handle(*args)
 
     @staticmethod
-    @once_differentiable
+    @once(OP)
     def backward(ctx: Any, grad: torch.Tensor):
         pairs = zip(ctx.saved_tensors, ctx.plain, strict=True)
         args = [plain if tensor is None else tensor for tensor, plain in pairs]

@@ -6,11 +6,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from tdc_kernels import _checks, registry
 from tdc_kernels.ops.backends import implement_fused
 from tdc_kernels.ops.frame_similarity import reference
+from tdc_kernels.ops.once import once
 
 OP = "frame_similarity"
 
@@ -57,7 +57,7 @@ class FrameSimilarity(torch.autograd.Function):
         return similarity, sums
 
     @staticmethod
-    @once_differentiable
+    @once(OP)
     def backward(ctx: Any, grad: torch.Tensor, _: Any):
         operator: Any = registry.entry(OP, ctx.backend).backward
         return None, operator(grad, *ctx.saved_tensors), None

@@ -6,10 +6,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from tdc_kernels import _checks, registry
 from tdc_kernels.ops.backends import implement_fused
+from tdc_kernels.ops.once import once
 from tdc_kernels.ops.pack_context import reference
 from tdc_kernels.plan import ContextPlan
 
@@ -67,7 +67,7 @@ class PackContext(torch.autograd.Function):
         return operator(static, compressed, separator, source, position, separators)
 
     @staticmethod
-    @once_differentiable
+    @once(OP)
     def backward(ctx: Any, grad: torch.Tensor):
         wanted = ctx.needs_input_grad[1:4]
         operator: Any = registry.entry(OP, ctx.backend).backward

@@ -6,11 +6,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from tdc_kernels import _checks, registry
 from tdc_kernels.ops import frame_similarity, scene_boundaries
 from tdc_kernels.ops.backends import implement_fused
+from tdc_kernels.ops.once import once
 from tdc_kernels.ops.segment_scenes import reference
 
 OP = "segment_scenes"
@@ -57,7 +57,7 @@ class SegmentScenes(torch.autograd.Function):
         return similarity, sums, boundaries
 
     @staticmethod
-    @once_differentiable
+    @once(OP)
     def backward(ctx: Any, grad: torch.Tensor, *_: Any):
         operator: Any = registry.entry(frame_similarity.OP, ctx.backend).backward
         return None, operator(grad, *ctx.saved_tensors), None, None, None
