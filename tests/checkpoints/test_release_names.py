@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Q-Former's sizes, read off the tensors of a release."""
+"""What a release must hold: a Q-Former of known heads, and a head of its own unless it is tied."""
 
 from __future__ import annotations
 
 import pytest
+from releases import released_state, write_release
 
 from tdc import InputError
+from tdc.checkpoints.convert import convert_release
 from tdc.checkpoints.release_names import _qformer_config
 
 
@@ -29,3 +31,10 @@ def test_another_width_needs_bert():
         _qformer_config(shapes(100), None)
     found = _qformer_config(shapes(100), {"num_attention_heads": 5})
     assert found["num_attention_heads"] == 5
+
+
+def test_only_a_tied_head_may_be_absent(tmp_path):
+    state = {k: v for k, v in released_state().items() if k != "lm_head.weight"}
+    folder = write_release(tmp_path / "in", state, tie_word_embeddings=False)
+    with pytest.raises(InputError, match=r"lacks 1 tensors: language_model\.lm_head\.weight"):
+        convert_release(folder, tmp_path / "out")
