@@ -11,42 +11,58 @@ from typing import Any
 from ..errors import InputError
 from . import pyav as av
 
-# FFmpeg's text-art decoders: it takes any .txt file for a film of a terminal.
-_TEXT_CODECS = frozenset({"ansi", "bintext", "xbin", "idf"})
+# What a path may be opened as: containers and raw streams that hold all they show. FFmpeg's other
+# demuxers open what a file names (playlists, sessions), take any text for a film of a terminal, or
+# read devices and the network. The last line is stills, opened to be refused by their names.
+_FORMATS = (
+    "mov,mp4,matroska,webm,mpegts,mpeg,avi,flv,live_flv,ogg,asf,rm,nut,mxf,gxf,dv,wtv,ivf,nsv,nuv,"
+    "swf,gif,apng,jpegxl_anim,yuv4mpegpipe,flic,smk,bink,roq,"
+    "h261,h263,h264,hevc,vvc,av1,obu,evc,m4v,mpegvideo,vc1,dirac,avs2,avs3,cavsvideo,mjpeg,dnxhd,"
+    "wav,w64,aiff,au,caf,voc,flac,mp3,aac,ac3,ac4,eac3,amr,amrnb,amrwb,ape,dts,dtshd,mlp,truehd,"
+    "loas,mpc,mpc8,oma,qcp,shn,tak,tta,wv,dsf,iff,gsm,xwma,"
+    "png_pipe,jpeg_pipe,jpegls_pipe,jpegxl_pipe,j2k_pipe,webp_pipe,bmp_pipe,tiff_pipe,gif_pipe"
+)
+# How playlists and session descriptions begin, after blanks and in small letters.
+_PLAYLISTS = (b"#extm3u", b"ffconcat", b"[playlist]", b"v=0")
+_XML_PLAYLISTS = (b"<mpd", b"<playlist", b"<smoothstreamingmedia", b"<assetmap", b"<asx", b"<smil")
 
 
 def open_media(path: str | os.PathLike[str], kind: str = "video") -> Any:
-    """Open a local media file and return PyAV's input container.
+    """Open a local media file, and no other that it may name; returns PyAV's input container.
 
     `kind` ("video" or "audio") is the word the messages use for what was expected. Raises
-    `InputError` for a missing file, a directory, an empty or unreadable file, an image, a text,
-    and for an MP4 whose index is missing because its end was cut off.
+    `InputError` for a missing file, a directory, a pipe or device, an empty or unreadable file, an
+    image, a text, a playlist, and for an MP4 whose index is missing because its end was cut off.
     """
     name = os.fspath(path)
     wanted = "a video" if kind == "video" else "an audio or video file"
     check_file(name, wanted)
-    if os.path.isfile(name) and os.path.getsize(name) == 0:
+    if os.path.getsize(name) == 0:
         raise InputError(f"not {wanted}: {name} is empty (0 bytes)")
     try:
         # "file:" keeps FFmpeg from reading a name such as "a:b.mp4" as a network protocol.
-        container: Any = av.open(f"file:{name}", metadata_errors="replace")
+        container: Any = av.open(
+            f"file:{name}",
+            metadata_errors="replace",
+            container_options={"format_whitelist": _FORMATS, "protocol_whitelist": "file"},
+        )
     except (av.error.FFmpegError, OSError) as error:
         raise InputError(_why_not_opened(name, wanted, error)) from None
-    codecs = {s.codec_context.name for s in container.streams if s.codec_context is not None}
-    image = container.format.name.endswith("_pipe") or container.format.name == "image2"
-    if image or codecs & _TEXT_CODECS:
+    if container.format.name.endswith("_pipe"):
+        codecs = {s.codec_context.name for s in container.streams if s.codec_context is not None}
         container.close()
-        what = f"an image ({', '.join(sorted(codecs))})" if image else "a text"
-        raise InputError(f"not {wanted}: {name} is {what}")
+        raise InputError(f"not {wanted}: {name} is an image ({', '.join(sorted(codecs))})")
     return container
 
 
 def check_file(name: str, wanted: str) -> None:
-    """Raise `InputError` for a directory, and where there is nothing."""
+    """Raise `InputError` for what is no file: a directory, a pipe, a device, or nothing at all."""
     if os.path.isdir(name):
         raise InputError(f"{name} is a directory, expected {wanted}")
     if not os.path.exists(name):
         raise InputError(f"no such file: {name}")
+    if not os.path.isfile(name):  # opening a pipe would wait for a writer
+        raise InputError(f"{name} is a pipe or a device, expected a file")
 
 
 def _why_not_opened(name: str, wanted: str, error: Exception) -> str:
@@ -54,17 +70,35 @@ def _why_not_opened(name: str, wanted: str, error: Exception) -> str:
         return f"cannot read {name}: permission denied"
     if isinstance(error, av.error.EOFError):
         return f"no frames: {name} ends before its first picture or sound"
-    if isinstance(error, av.error.InvalidDataError):
+    # A format that is not among _FORMATS is an invalid argument to FFmpeg.
+    if isinstance(error, (av.error.InvalidDataError, av.error.ArgumentError)):
         with open(name, "rb") as file:
-            head = file.read(12)
+            head = file.read(4096)
         if head[4:8] in (b"ftyp", b"moov", b"mdat"):
             return (
                 f"not {wanted} that can be read: {name} was cut off, its index (the moov box at "
                 "the end of an MP4) is missing; copy or download it again"
             )
+        if _is_playlist(head):
+            return f"not {wanted}: {name} is a playlist; give the file that it names"
+        if _is_text(head):
+            return f"not {wanted}: {name} is a text"
         return f"not {wanted}: no known media format in {name} (expected e.g. MP4, MKV or WebM)"
     reason = getattr(error, "strerror", None) or error
     return f"cannot read {name}: {reason}"
+
+
+def _is_playlist(head: bytes) -> bool:
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    xml = start.startswith(b"<") and any(tag in start for tag in _XML_PLAYLISTS)
+    return xml or start.startswith(_PLAYLISTS)
+
+
+def _is_text(head: bytes) -> bool:
+    """Whether the first bytes are UTF-8 without control characters; the last letter may be cut."""
+    text = head.decode("utf-8", errors="ignore")
+    whole = len(text.encode()) >= len(head) - 3
+    return whole and all(letter.isprintable() or letter in "\t\r\n\f\x1b" for letter in text)
 
 
 def video_stream(container: Any) -> Any:
