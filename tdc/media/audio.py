@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import InputError
 from . import pyav as av
 from .container import (
-    audio_stream,
+    audio_streams,
     check_range,
     declared_end,
     open_media,
@@ -30,9 +30,12 @@ _JUMP = 0.1
 
 
 def has_audio(path: str | os.PathLike[str]) -> bool:
-    """Whether the file has an audio track. Raises `InputError` if it is no media file."""
+    """Whether the file has an audio track, which need not be one that FFmpeg can decode.
+
+    Raises `InputError` if it is no media file.
+    """
     with open_media(path, "audio") as container:
-        return audio_stream(container) is not None
+        return bool(audio_streams(container))
 
 
 def read_audio(
@@ -47,7 +50,9 @@ def read_audio(
 
     Time 0 is the start of the file's video, or of the sound where there is no video: a track that
     begins later is preceded by silence, one that begins earlier is cut, a hole is filled with
-    silence. n ends with the track (or at `end`), it is not padded to the video's length.
+    silence. n ends with the track (or at `end`), it is not padded to the video's length. Of several
+    tracks the main one is read, or the next one if FFmpeg cannot decode it. Samples that are not
+    finite become 0, with a logged warning; a track without a packet gives n = 0 and a warning.
 
     Args:
         path: a local video or audio file.
@@ -59,38 +64,80 @@ def read_audio(
     Memory: 4 bytes a sample, twice while joining (an hour at 16 kHz: 2 x 230 MB).
 
     Raises:
-        InputError: no such file, not a media file, no audio track, nothing decodes, an argument out
-            of range. A track cut off in the middle gives what it holds and a logged warning.
+        InputError: no such file, not a media file, no audio track, no track decodes, an argument
+            out of range. A track cut off in the middle gives what it holds and a logged warning.
     """
     if sample_rate < 1:
         raise InputError(f"sample_rate: got {sample_rate}, expected Hz above 0")
     if channel not in ("mix", "first"):
         raise InputError(f'channel: got {channel!r}, expected "mix" or "first"')
     check_range(start, end)
-    with open_media(path, "audio") as container:
-        stream = audio_stream(container)
-        if stream is None:
-            raise InputError(f"{os.fspath(path)} has no audio track")
-        if stream.codec_context is None:
-            raise InputError(f"cannot read {path}: this FFmpeg has no decoder for its audio codec")
-        picture = video_stream(container)
-        zero = stream_start(container, stream if picture is None else picture)
-        track = _Track(sample_rate, channel, zero)
-        stop = math.inf if end is None else zero + end
-        track.read(container, stream, stop)
-        declared = declared_end(container, stream)
+    name, tried = os.fspath(path), 0
+    while True:
+        with open_media(path, "audio") as container:
+            stream, left = _choose(container, name, tried)
+            picture = video_stream(container)
+            zero = stream_start(container, stream if picture is None else picture)
+            declared = declared_end(container, stream, stream_start(container, stream))
+            track = _Track(sample_rate, channel, zero)
+            stop = math.inf if end is None else zero + end
+            track.read(container, stream, stop)
+        if track.heard is not None or not (left or track.damaged):
+            break
+        logger.warning("%s: nothing of its audio track %d can be decoded", name, stream.index)
+        tried += 1
     if track.heard is None:
-        raise InputError(f"cannot read {path}: nothing of its audio track can be decoded")
-    if declared is not None and track.heard < min(declared, stop) - CUT_OFF:
+        logger.warning("%s: its audio track is empty", name)
+    elif declared is not None and track.heard < min(declared, stop) - CUT_OFF:
         logger.warning(
             "%s: the sound is cut off: it ends at %.1f s of %.1f s",
-            os.fspath(path),
+            name,
             track.heard - zero,
             declared - zero,
         )
     if track.damaged:
-        logger.warning("%s: %d damaged audio packets were skipped", os.fspath(path), track.damaged)
-    return track.waveform(start or 0.0, end)
+        logger.warning("%s: %d damaged audio packets were skipped", name, track.damaged)
+    wave = finite(track.waveform(start or 0.0, end), name)
+    return np.clip(wave, -1.0, 1.0, out=wave)  # the filter overshoots at steps
+
+
+def resample(wave: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
+    """Bring a mono waveform, float32 [n], from `rate` to `sample_rate` Hz like `read_audio`."""
+    track = _Track(sample_rate, "mix", 0.0)
+    for first in range(0, len(wave), rate):
+        part = np.ascontiguousarray(wave[None, first : first + rate])
+        frame = av.AudioFrame.from_ndarray(part, format="flt", layout="mono")
+        frame.sample_rate = rate
+        track.add(frame, 0.0)
+    track.flush()
+    return track.waveform(0.0, None)
+
+
+def finite(wave: np.ndarray, name: str) -> np.ndarray:
+    """Samples with silence in place of NaN and infinity; a warning says so of sound `name`."""
+    good = np.isfinite(wave)
+    if good.all():
+        return wave
+    logger.warning(
+        "%s: %d of %d sound samples are no finite numbers; they are taken as silence",
+        name,
+        len(wave) - good.sum(),
+        len(wave),
+    )
+    return np.where(good, wave, np.float32(0))
+
+
+def _choose(container: Any, name: str, tried: int) -> tuple[Any, int]:
+    """The best audio stream after those `tried`, and how many are left after it."""
+    streams = audio_streams(container)
+    usable = [s for s in streams if s.codec_context is not None]
+    if not streams:
+        raise InputError(f"{name} has no audio track")
+    if not usable:
+        raise InputError(f"cannot read {name}: this FFmpeg has no decoder for its audio codec")
+    if tried >= len(usable):
+        raise InputError(f"cannot read {name}: nothing of its audio track can be decoded")
+    return usable[tried], len(usable) - tried - 1
 
 
 class _Track:
@@ -101,7 +148,7 @@ class _Track:
         self.heard: float | None = None  # time stamp (s) up to which sound was decoded
         self.damaged = 0
         self._pieces: list[tuple[int, list[np.ndarray]]] = []
-        self._resampler: av.AudioResampler | None = None
+        self._resampler: Any = None
         self._form: tuple[Any, ...] = ()
 
     def read(self, container: Any, stream: Any, stop: float) -> None:
@@ -112,14 +159,14 @@ class _Track:
         """
         for packet in whole_packets(container, stream):
             for frame in self._decode(stream, packet):
-                self._add(frame, float(stream.time_base))
+                self.add(frame, float(stream.time_base))
             # A little more than asked for, so that the resampler's filter sees real samples.
             if self.heard is not None and self.heard >= stop + _JUMP:
                 break
         else:
             for frame in self._decode(stream, None):
-                self._add(frame, float(stream.time_base))
-        self._resample(None)
+                self.add(frame, float(stream.time_base))
+        self.flush()
 
     def waveform(self, start: float, end: float | None) -> np.ndarray:
         """Samples of [start, end) in seconds from time 0, as far as the track reaches."""
@@ -133,40 +180,60 @@ class _Track:
             at = max(0, position - first)
             part = piece[skip : skip + max(0, len(wave) - at)]
             wave[at : at + len(part)] = part
-        return np.clip(wave, -1.0, 1.0, out=wave)  # the filter overshoots at steps
+        return wave
 
     def _decode(self, stream: Any, packet: Any) -> list[Any]:
         frames = decode(stream, packet)
         self.damaged += frames is None
         return frames or []
 
-    def _add(self, frame: Any, tick: float) -> None:
+    def add(self, frame: Any, tick: float) -> None:
+        """Take the next decoded frame; `tick` (s) is the unit of its time stamp."""
         time = self.heard if frame.pts is None else frame.pts * tick
         if time is None:
             time = self.zero
         form = (frame.format.name, frame.layout.name, frame.sample_rate)
+        frame.pts = None  # the pieces keep the time
+        seconds = frame.samples / frame.sample_rate
         if self.heard is None or form != self._form or abs(time - self.heard) > _JUMP:
-            self._resample(None)
-            self._form = form
+            self.flush()
+            if not self._begin(frame, time):
+                self.damaged += 1
+                return
+            self._form, self.heard = form, time
+        else:
+            self._push(frame)
+        self.heard += seconds
+
+    def flush(self) -> None:
+        """Empty the resampler, which ends the piece."""
+        if self._resampler is not None:
+            self._push(None)
+        self._resampler = None
+
+    def _begin(self, frame: Any, time: float) -> bool:
+        """Start a piece at time stamp `time` (s); False if the frame's form is none to resample."""
+        self._pieces.append((round((time - self.zero) * self.sample_rate), []))
+        # FFmpeg knows no mix for some pairs of channels: those are averaged here.
+        for layout in ("mono", frame.layout) if self.channel == "mix" else (frame.layout,):
             self._resampler = av.AudioResampler(
-                format="fltp",
-                layout="mono" if self.channel == "mix" else frame.layout,
+                format="flt",  # PyAV reads planes beyond the eighth channel from nowhere
+                layout=layout,
                 rate=self.sample_rate,
                 # Without a limit, float stereo is summed at 0.7 + 0.7: loud passages would clip.
                 options={"rematrix_maxval": "1.0"},
             )
-            self._pieces.append((round((time - self.zero) * self.sample_rate), []))
-            self.heard = time
-        frame.pts = None  # the pieces keep the time
-        self._resample(frame)
-        self.heard += frame.samples / frame.sample_rate
+            try:
+                self._push(frame)
+                return True
+            except (av.error.FFmpegError, ValueError) as error:
+                logger.debug("%s is not resampled: %s", frame, error)
+        self._resampler = None
+        return False
 
-    def _resample(self, frame: Any) -> None:
-        """Push a frame through; None empties the resampler, which ends the piece."""
-        if self._resampler is None:
-            return
+    def _push(self, frame: Any) -> None:
         for out in self._resampler.resample(frame):
             if out is not None and out.samples:
-                self._pieces[-1][1].append(out.to_ndarray()[0].copy())
-        if frame is None:
-            self._resampler = None
+                channels = out.to_ndarray().reshape(out.samples, -1)
+                wave = channels.mean(axis=1) if self.channel == "mix" else channels[:, 0].copy()
+                self._pieces[-1][1].append(wave)

@@ -122,9 +122,10 @@ def require_video(container: Any, path: str | os.PathLike[str]) -> Any:
     return stream
 
 
-def audio_stream(container: Any) -> Any:
-    """The file's main audio stream or None."""
-    return container.streams.best("audio")
+def audio_streams(container: Any) -> list[Any]:
+    """The file's audio streams: those with a decoder first, then the one FFmpeg calls the best."""
+    best = container.streams.best("audio")
+    return sorted(container.streams.audio, key=lambda s: (s.codec_context is None, s != best))
 
 
 def stream_start(container: Any, stream: Any) -> float:
@@ -134,10 +135,13 @@ def stream_start(container: Any, stream: Any) -> float:
     return (container.start_time or 0) / av.time_base
 
 
-def declared_end(container: Any, stream: Any) -> float | None:
-    """Time stamp (s) at which the stream ends according to the header; None if it does not say."""
+def declared_end(container: Any, stream: Any, start: float) -> float | None:
+    """Time stamp (s) at which the stream that begins at `start` ends according to the header.
+
+    None if it does not say.
+    """
     if stream.duration is not None and stream.duration > 0:
-        return stream_start(container, stream) + float(stream.duration * stream.time_base)
+        return start + float(stream.duration * stream.time_base)
     # Matroska keeps the end of each track, counted from 0, in a tag "00:01:02.345000000".
     tag = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
     if tag:

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from .container import audio_stream, open_media, require_video
+from .container import audio_streams, open_media, require_video
 from .orientation import orientation
 from .packets import PacketIndex, scan_video
 
@@ -23,7 +23,7 @@ class VideoInfo:
     rotation: int  # counter-clockwise degrees that make the stored picture upright: 0, 90, 180, 270
     has_audio: bool
     video_codec: str
-    audio_codec: str | None
+    audio_codec: str | None  # None also if FFmpeg has no decoder for it
 
 
 class MediaFile(os.PathLike[str]):
@@ -92,7 +92,8 @@ def _state(path: str) -> tuple[int, ...] | None:
 
 def _scan(path: str) -> tuple[PacketIndex, VideoInfo]:
     with open_media(path) as container:
-        stream, sound = require_video(container, path), audio_stream(container)
+        stream, sounds = require_video(container, path), audio_streams(container)
+        sound = sounds[0].codec_context if sounds else None
         index, frame = scan_video(container, stream, path)
         flat = not orientation(frame).transpose
         return index, VideoInfo(
@@ -101,7 +102,7 @@ def _scan(path: str) -> tuple[PacketIndex, VideoInfo]:
             width=frame.width if flat else frame.height,
             height=frame.height if flat else frame.width,
             rotation=frame.rotation % 360,
-            has_audio=sound is not None,
+            has_audio=bool(sounds),
             video_codec=stream.codec_context.codec.canonical_name,
-            audio_codec=None if sound is None else sound.codec_context.codec.canonical_name,
+            audio_codec=None if sound is None else sound.codec.canonical_name,
         )

@@ -107,7 +107,7 @@ def _index(
     # Transport streams, FLV and AVI give packets no true duration: take the usual step.
     step = float(np.median(np.diff(shown))) if len(shown) > 1 else 0.0
     end = max(last, shown[-1] + step)
-    seconds = declared_end(container, stream)
+    seconds = declared_end(container, stream, start * tick)
     declared = None if seconds is None else seconds / tick
     if declared is not None and 0 < (declared - end) * tick <= CUT_OFF:
         end = declared

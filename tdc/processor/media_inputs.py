@@ -17,7 +17,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_STANDARD_ME
 from ..config import TDCConfig
 from ..encoder.geometry import kept_box
 from ..errors import InputError
-from ..media.audio import read_audio
+from ..media.audio import finite, read_audio, resample
 from ..media.media_file import MediaFile, VideoInfo
 from ..media.pixels import padding_color, resize_frames
 from ..media.sampling import sample_indices
@@ -74,7 +74,8 @@ def load_video(
 
     Args:
         video: a file, a uint8 array ``[T, H, W, 3]`` sampled at ``config.fps``, or a ``Video``.
-        sound: a file, an fp32 16-kHz waveform, False for silence, None for the video's own track.
+        sound: see :func:`load_sound`; None for the video's own track, silence if that cannot be
+            decoded.
         prompt_tokens, num_videos: see :func:`tdc.processor.budget.frame_budget`.
         max_frames: frames instead of what the budget allows.
 
@@ -104,7 +105,7 @@ def load_video(
         frames, times = decoded.frames, decoded.timestamps.tolist()
         seconds = max(len(times), math.ceil(decoded.duration * config.fps - 0.01))
         if sound is None and config.audio_config and info.has_audio:
-            sound = video
+            sound = _own_sound(config, video)
     else:
         frames, times = _as_frames(video, config.fps)
         size, seconds = (frames.shape[2], frames.shape[1]), len(frames)
@@ -135,7 +136,15 @@ def load_image(image: Any) -> Medium:
 
 @stage("decode audio")
 def load_sound(config: TDCConfig, sound: Any) -> np.ndarray | None:
-    """fp32 waveform ``[n]`` at 16 kHz; None for silence."""
+    """fp32 waveform ``[n]`` at 16 kHz; None for silence.
+
+    Args:
+        sound: a file; a mono waveform ``[n]`` at 16 kHz, or ``(waveform, rate)`` with a rate in Hz,
+            floating point in [-1, 1] or integers of full scale; False or None for silence.
+
+    Raises:
+        InputError: a file without sound that can be decoded, or an array of another kind.
+    """
     if sound is None or sound is False:
         return None
     if not config.audio_config:
@@ -143,12 +152,42 @@ def load_sound(config: TDCConfig, sound: Any) -> np.ndarray | None:
         return None
     if isinstance(sound, (str, os.PathLike)):
         return read_audio(sound, sample_rate=SAMPLE_RATE, channel=config.audio_channel)
-    waveform = np.asarray(sound, dtype=np.float32)
-    if waveform.ndim != 1:
+    rate: Any = SAMPLE_RATE
+    if isinstance(sound, tuple) and len(sound) == 2 and np.ndim(sound[0]) + np.ndim(sound[1]):
+        sound, rate = sound
+        number = isinstance(rate, (int, float, np.integer, np.floating))
+        if not number or rate < 1 or not float(rate).is_integer():
+            raise InputError(
+                f"audio: got a rate of {type(rate).__name__} "
+                f"{rate if np.ndim(rate) == 0 else list(np.shape(rate))}; expected "
+                "(waveform, rate) with a whole number of Hz"
+            )
+    waveform = finite(_as_waveform(sound), "audio")
+    return waveform if rate == SAMPLE_RATE else resample(waveform, int(rate), SAMPLE_RATE)
+
+
+def _own_sound(config: TDCConfig, video: MediaFile) -> np.ndarray | bool:
+    """The sound of a video whose pictures are wanted whatever its sound is; False for silence."""
+    try:
+        return read_audio(video, sample_rate=SAMPLE_RATE, channel=config.audio_channel)
+    except InputError as error:
+        logger.warning("%s; the video is taken as silent", error)
+        return False
+
+
+def _as_waveform(sound: Any) -> np.ndarray:
+    """fp32 ``[n]``, integers scaled to [-1, 1)."""
+    array = np.asarray(sound)
+    if array.ndim != 1 or array.dtype.kind not in "iuf" or array.dtype in (np.int64, np.uint64):
         raise InputError(
-            f"audio has shape {list(waveform.shape)}; expected one mono waveform [samples]"
+            f"audio is {array.dtype} {list(array.shape)}; expected one mono waveform [samples] of "
+            "floats in [-1, 1] or of 8-, 16- or 32-bit integers"
         )
-    return waveform
+    if array.dtype.kind == "f":
+        return array.astype(np.float32, copy=False)
+    half = 2.0 ** (8 * array.itemsize - 1)
+    centre = half if array.dtype.kind == "u" else 0.0
+    return ((array - centre) / half).astype(np.float32)
 
 
 @stage("resize frames")
