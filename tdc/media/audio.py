@@ -20,6 +20,7 @@ from .container import (
     stream_start,
     video_stream,
 )
+from .media_file import MediaFile
 from .packets import CUT_OFF, decode, whole_packets
 
 logger = logging.getLogger(__name__)
@@ -76,15 +77,15 @@ def read_audio(
     while True:
         with open_media(path, "audio") as container:
             stream, left = _choose(container, name, tried)
-            picture = video_stream(container)
-            zero = stream_start(container, stream if picture is None else picture)
+            number = stream.index  # a closed container's streams are gone
+            zero = _zero(path, container, stream)
             declared = declared_end(container, stream, stream_start(container, stream))
             track = _Track(sample_rate, channel, zero)
             stop = math.inf if end is None else zero + end
             track.read(container, stream, stop)
         if track.heard is not None or not (left or track.damaged):
             break
-        logger.warning("%s: nothing of its audio track %d can be decoded", name, stream.index)
+        logger.warning("%s: nothing of its audio track %d can be decoded", name, number)
         tried += 1
     if track.heard is None:
         logger.warning("%s: its audio track is empty", name)
@@ -138,6 +139,18 @@ def _choose(container: Any, name: str, tried: int) -> tuple[Any, int]:
     if tried >= len(usable):
         raise InputError(f"cannot read {name}: nothing of its audio track can be decoded")
     return usable[tried], len(usable) - tried - 1
+
+
+def _zero(path: str | os.PathLike[str], container: Any, stream: Any) -> float:
+    """Time stamp (s) at which the file's pictures begin, or its sound where there are none."""
+    picture = video_stream(container)
+    if picture is not None and picture.start_time is None:  # only its packets know
+        try:
+            index = MediaFile.of(path).index
+            return index.start * index.tick
+        except InputError:
+            picture = None
+    return stream_start(container, stream if picture is None else picture)
 
 
 class _Track:

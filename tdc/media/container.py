@@ -140,12 +140,12 @@ def declared_end(container: Any, stream: Any, start: float) -> float | None:
 
     None if it does not say.
     """
-    if stream.duration is not None and stream.duration > 0:
-        return start + float(stream.duration * stream.time_base)
     # Matroska keeps the end of each track, counted from 0, in a tag "00:01:02.345000000".
     tag = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
     if tag:
         return int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3])
+    if stream.duration is not None and stream.duration > 0:
+        return start + float(stream.duration * stream.time_base)
     if container.duration and len(container.streams) == 1:
         return container.duration / av.time_base
     return None

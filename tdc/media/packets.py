@@ -23,13 +23,18 @@ import numpy as np
 
 from ..errors import InputError
 from . import pyav as av
-from .container import declared_end, stream_start
+from .container import declared_end
 
 logger = logging.getLogger(__name__)
 
 # A video is called cut off when it ends this much (s) before its header says. Headers are off by a
 # frame or by the padding of the sound, not by more.
 CUT_OFF = 0.5
+
+# Decoding times only rise. Where they fall by more than this (s), or rise by more than half a day
+# (the 33 bits of a transport stream's clock are 26.5 h), another recording begins: files joined
+# byte by byte, a camera that restarted. What follows is moved to where the one before ended.
+_FALLS, _RISES = 0.2, 12 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,7 @@ def scan_video(
 
     Returns the index and that frame. Raises `InputError` if the stream holds no frame.
     """
+    opened = stream.start_time  # FFmpeg changes it while it reads packets without a decoding time
     shown: list[int] = []
     keys: list[int] = []
     frames: list[Any] = []
@@ -94,16 +100,21 @@ def scan_video(
     ordered = np.unique(np.array(shown, dtype=np.int64))
     ordered = ordered[ordered >= min(keys)] if ordered[-1] >= min(keys) else ordered
     starts = np.unique(np.array(keys, dtype=np.int64))
-    return _index(container, stream, ordered, starts, last), frames[0]
+    return _index(container, stream, opened, ordered, starts, last), frames[0]
 
 
 def _index(
-    container: Any, stream: Any, shown: np.ndarray, keys: np.ndarray, last: float
+    container: Any,
+    stream: Any,
+    opened: int | None,
+    shown: np.ndarray,
+    keys: np.ndarray,
+    last: float,
 ) -> PacketIndex:
     tick = float(stream.time_base)
-    start = stream_start(container, stream) / tick
-    if stream.start_time is None:
-        start = max(start, float(shown[0]))
+    start = float(shown[0])
+    if opened is not None:  # later than the first frame if probing read past that
+        start = min(float(opened), start)
     # Transport streams, FLV and AVI give packets no true duration: take the usual step.
     step = float(np.median(np.diff(shown))) if len(shown) > 1 else 0.0
     end = max(last, shown[-1] + step)
@@ -117,13 +128,45 @@ def _index(
 
 
 def whole_packets(container: Any, stream: Any) -> Iterator[Any]:
-    """Undamaged packets of the stream, up to the end of the file or the first hole in it."""
+    """Undamaged packets of the stream, up to the end of the file or the first hole in it.
+
+    Their time stamps go on where those of the file start again.
+    """
+    clock = _Clock(float(stream.time_base))
     try:
         for packet in container.demux(stream):
             if packet.size and not packet.is_corrupt:
+                clock.correct(packet)
                 yield packet
     except av.error.FFmpegError as error:
         logger.debug("reading packets stopped: %s", error)
+
+
+class _Clock:
+    """Moves the time stamps of packets that begin another recording behind the one before."""
+
+    def __init__(self, tick: float) -> None:
+        self._falls, self._rises = round(_FALLS / tick), round(_RISES / tick)
+        self._last: int | None = None  # decoding time in the file
+        self._end = 0  # where the last frame so far goes, moved
+        self._step = 0
+        self._shift = 0
+
+    def correct(self, packet: Any) -> None:
+        pts, dts = packet.pts, packet.dts
+        if dts is not None:
+            if self._last is not None and not -self._falls <= dts - self._last <= self._rises:
+                logger.debug("time stamps start again: %s", packet)
+                self._shift = self._end - (dts if pts is None else pts)
+            elif self._last is not None and dts > self._last:
+                # The shortest: a damaged packet, which is left out, makes one of them longer.
+                step = dts - self._last
+                self._step = min(step, self._step) if self._step else step
+            self._last = dts
+            packet.dts = dts + self._shift
+        if pts is not None:
+            packet.pts = pts + self._shift
+            self._end = max(self._end, packet.pts + (packet.duration or self._step))
 
 
 def decode(stream: Any, packet: Any) -> list[Any] | None:
