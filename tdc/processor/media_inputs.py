@@ -178,10 +178,13 @@ def _own_sound(config: TDCConfig, video: MediaFile) -> np.ndarray | bool:
 def _as_waveform(sound: Any) -> np.ndarray:
     """fp32 ``[n]``, integers scaled to [-1, 1)."""
     array = np.asarray(sound)
-    if array.ndim != 1 or array.dtype.kind not in "iuf" or array.dtype in (np.int64, np.uint64):
+    if array.ndim != 1:
         raise InputError(
-            f"audio is {array.dtype} {list(array.shape)}; expected one mono waveform [samples] of "
-            "floats in [-1, 1] or of 8-, 16- or 32-bit integers"
+            f"audio has shape {list(array.shape)}; expected one mono waveform [samples]"
+        )
+    if array.dtype.kind not in "iuf" or array.dtype in (np.int64, np.uint64):
+        raise InputError(
+            f"audio is {array.dtype}; expected floats in [-1, 1] or 8-, 16- or 32-bit integers"
         )
     if array.dtype.kind == "f":
         return array.astype(np.float32, copy=False)
