@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,11 +15,17 @@ from ..config import TDCConfig
 from ..errors import InputError
 from .chat_templates import BY_MODEL_TYPE, CHATML
 from .media_inputs import MEDIA_INPUTS, Medium, Progress, load_image, load_video, pack_media
+from .prompt_text import (
+    IMAGE_TOKEN,
+    LITERAL,
+    MEDIUM,
+    VIDEO_TOKEN,
+    render,
+    special_tokens,
+    split_prompt,
+)
 
 logger = logging.getLogger(__name__)
-
-VIDEO_TOKEN, IMAGE_TOKEN = "<video>", "<image>"
-_PLACEHOLDER = re.compile(f"({re.escape(VIDEO_TOKEN)}|{re.escape(IMAGE_TOKEN)})")
 
 
 class ModelInputs(BatchFeature):
@@ -75,7 +81,8 @@ class TDCProcessor(ProcessorMixin):
         """Prompts and media to model inputs.
 
         Args:
-            text: prompts with one ``<video>`` or ``<image>`` where each medium belongs.
+            text: prompts with one ``<video>`` or ``<image>`` where each medium belongs. In what
+                :meth:`apply_chat_template` returned, those that a message's text holds are text.
             videos: files (paths, or a :class:`tdc.media.media_file.MediaFile`, which is not scanned
                 twice), uint8 arrays ``[T, H, W, 3]`` sampled at ``config.fps``, or
                 :class:`tdc.media.video.Video`, in the order of the placeholders.
@@ -99,7 +106,9 @@ class TDCProcessor(ProcessorMixin):
             raise ValueError("text is missing; expected a prompt with <video> or <image>")
         prompts = [text] if isinstance(text, str) else list(text)
         inputs = self.encode_prompts(prompts, question)
-        kinds = [_PLACEHOLDER.findall(prompt) for prompt in prompts]
+        kinds = [
+            [piece for kind, piece in self._split(prompt) if kind == MEDIUM] for prompt in prompts
+        ]
         videos, images = _flatten(videos), _flatten(images)
         self._check_counts(kinds, videos, images)
         if videos or images:
@@ -129,20 +138,20 @@ class TDCProcessor(ProcessorMixin):
         A part is ``{"type": "video", "path": ...}`` (or ``"video"``, ``"url"``), ``"image"`` or
         ``"audio"`` likewise, or ``{"type": "text", "text": ...}``. An audio part replaces the sound
         track of the video before it (or of the first one, if none came before). The question is the
-        text of the last user message.
+        text of the last user message. In the texts, ``<video>``, ``<image>`` and the names of
+        special tokens are text, for a processor that is given the returned prompt as well.
         """
         single = bool(conversation) and isinstance(conversation[0], dict)
         conversations = [conversation] if single else list(conversation)
-        prompts = [
-            super(TDCProcessor, self).apply_chat_template(
-                messages,
-                chat_template,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=continue_final_message,
-            )
-            for messages in conversations
-        ]
+        template = partial(
+            super().apply_chat_template,
+            chat_template=chat_template,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+        )
+        specials = special_tokens(self.tokenizer)
+        prompts = [render(messages, specials, template) for messages in conversations]
         if not tokenize:
             return prompts[0] if single else prompts
         media = [_media_of(messages) for messages in conversations]
@@ -162,7 +171,10 @@ class TDCProcessor(ProcessorMixin):
     ) -> dict[str, torch.Tensor]:
         """Ids of prompts, left-padded, and of questions for the Q-Former, right-padded."""
         if questions is None:
-            questions = [_PLACEHOLDER.sub("", prompt).strip() for prompt in prompts]
+            questions = [
+                "".join(piece for kind, piece in self._split(prompt) if kind != MEDIUM).strip()
+                for prompt in prompts
+            ]
         elif isinstance(questions, str):
             questions = [questions]
         if len(questions) != len(prompts):
@@ -183,7 +195,8 @@ class TDCProcessor(ProcessorMixin):
     def question_tokens(self, question: str) -> list[int]:
         """What the Q-Former reads of a question: at most ``max_question_tokens``."""
         limit = self.config.max_question_tokens
-        ids = self.qformer_tokenizer(question).input_ids
+        tokenize = partial(self.qformer_tokenizer, question, split_special_tokens=True)
+        ids = tokenize().input_ids
         if len(ids) <= limit:
             return ids
         logger.warning(
@@ -192,7 +205,7 @@ class TDCProcessor(ProcessorMixin):
             limit,
             len(ids),
         )
-        return self.qformer_tokenizer(question, truncation=True, max_length=limit).input_ids
+        return tokenize(truncation=True, max_length=limit).input_ids
 
     def prompt_ids(self, prompt: str, first: bool = True) -> list[int]:
         """Ids with ``media_token_id`` at the placeholders; pieces are tokenized on their own.
@@ -204,12 +217,17 @@ class TDCProcessor(ProcessorMixin):
         starts_with_bos = self.tokenizer("").input_ids[:1] == [bos]
         if first and starts_with_bos and not prompt.startswith(self.tokenizer.bos_token):
             ids.append(bos)
-        for piece in _PLACEHOLDER.split(prompt):
-            if piece in (VIDEO_TOKEN, IMAGE_TOKEN):
+        for kind, piece in self._split(prompt):
+            if kind == MEDIUM:
                 ids.append(self.config.media_token_id)
-            elif piece:
-                ids += self.tokenizer(piece, add_special_tokens=False).input_ids
+            else:
+                ids += self.tokenizer(
+                    piece, add_special_tokens=False, split_special_tokens=kind == LITERAL
+                ).input_ids
         return ids
+
+    def _split(self, prompt: str) -> Iterator[tuple[str, str]]:
+        return split_prompt(prompt, special_tokens(self.tokenizer))
 
     def batch_decode(self, sequences: Any, *args: Any, **kwargs: Any) -> list[str]:
         """Text of token ids; placeholders are left out."""

@@ -104,3 +104,14 @@ def test_a_batch_is_padded_on_the_right_without_labels(processor):
         assert batch["attention_mask"][row].sum() == length
         assert (batch["labels"][row, length:] == -100).all()
     assert "features" not in batch and batch["labels"].dtype == torch.int64
+
+
+def test_marks_in_a_conversation_are_text(processor):
+    typed = f"The tag <video> ends by {END}, or not?"
+    turns = [TURNS[0], {"from": "gpt", "value": typed}, *TURNS[2:]]
+    record = parse({"image": "a.png", "conversations": turns})
+    text = encode_conversation(processor, record)
+    assert trained(processor, text) == [f"{typed}{END}", f"No.{END}"]
+    plain = encode_conversation(processor, parse({"image": "a.png", "conversations": TURNS}))
+    for token in (processor.config.media_token_id, processor.tokenizer.eos_token_id):
+        assert text.input_ids.count(token) == plain.input_ids.count(token)

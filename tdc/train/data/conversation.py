@@ -12,6 +12,7 @@ from typing import Any
 
 from ...errors import InputError
 from ...processor.processor import TDCProcessor
+from ...processor.prompt_text import Prompt
 from ...prompt import IGNORE_INDEX
 from .records import Record
 from .turns import SHARED
@@ -55,8 +56,8 @@ def encode_conversation(processor: TDCProcessor, record: Record) -> Conversation
                 "the chat template changes earlier turns when later ones follow, so the answers "
                 "cannot be found in its text; expected a template that only adds"
             )
-        prompt = processor.prompt_ids(before[len(done) :], first=not done)
-        answer_ids = processor.tokenizer(answer, add_special_tokens=False).input_ids
+        prompt = processor.prompt_ids(before.since(len(done)), first=not done)
+        answer_ids = processor.prompt_ids(Prompt.of_user(answer), first=False)
         end_ids = _end_ids(processor, after[len(before) + len(answer) :])
         ids += [*prompt, *answer_ids, *end_ids]
         labels += [IGNORE_INDEX] * len(prompt) + [*answer_ids, end_ids[0]]
