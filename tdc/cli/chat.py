@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from ..errors import InputError
@@ -28,7 +30,8 @@ def add(subparsers: Subparsers) -> None:
         "chat",
         run,
         "ask about a video",
-        "Without a question, every line of the standard input is one; the video is encoded once.",
+        "Without a question, every line of the standard input is one, empty ones aside; the video "
+        "is encoded once.",
         check=check,
     )
     parser.add_argument("video", metavar="VIDEO")
@@ -53,7 +56,8 @@ def check(arguments: Any) -> None:
         raise InputError("--lvcot needs a question; give it after the video")
 
 
-def run(arguments: Any) -> None:
+def run(arguments: Any) -> int:
+    """Answer all questions; the exit code: 2 where one of several was refused."""
     from .options import generation_options, load, watch
 
     session = load(arguments)
@@ -63,14 +67,17 @@ def run(arguments: Any) -> None:
     options = generation_options(arguments)
     if arguments.lvcot:
         options |= {"segments": arguments.lvcot, "on_segment": _show_segment}
+    code = 0
     for question in _questions(arguments):
         try:
             with activity("reading") as arrived:
                 video.ask(question, streamer=_streamer(session, arrived), **options)
         except InputError as error:
-            if arguments.question is not None or not sys.stdin.isatty():
+            if arguments.question is not None:
                 raise
-            note(f"tdc: {error}")  # in a conversation one bad question ends nothing
+            note(f"tdc: {one_line(str(error))}")  # one bad question does not end the others
+            code = 0 if sys.stdin.isatty() else 2
+    return code
 
 
 def _show_segment(number: int, segment: Any) -> None:
@@ -82,19 +89,17 @@ def _questions(arguments: Any) -> Iterator[str]:
     if arguments.question is not None:
         yield arguments.question
         return
-    asking = sys.stdin.isatty()
-    if asking:
-        import readline  # noqa: F401  (line editing and history for input())
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # bytes that are no text lose no question
+    if not sys.stdin.isatty():
+        yield from filter(None, map(str.strip, iter(sys.stdin.readline, "")))
+        return
+    import readline  # noqa: F401  (line editing and history for input())
 
-        note("ask about the video; an empty line ends")
-    while True:
-        try:
-            line = input("> ") if asking else sys.stdin.readline()
-        except EOFError:
-            return
-        if not line.strip():
-            return
-        yield line.strip()
+    note("ask about the video; an empty line ends")
+    with suppress(EOFError):
+        while line := input("> ").strip():
+            yield line
 
 
 def _streamer(session: Any, arrived: Callable[[], None]) -> Any:

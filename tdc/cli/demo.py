@@ -20,7 +20,7 @@ from .options import (
     check_media,
     command,
 )
-from .terminal import activity, count, one_line, table
+from .terminal import activity, clean, count, one_line, table
 
 if TYPE_CHECKING:
     from ..session import Session
@@ -88,7 +88,7 @@ def run(arguments: Any) -> None:
     session = load(arguments)
     result = _Run(arguments, session, asked)
     video = result.video
-    print(f"TDC demo: {arguments.video}, {session.note}")
+    print(f"TDC demo: {clean(str(arguments.video))}, {session.note}")
     print(f"\nScenes ({count(len(video.features.times), 'frame')}, {video.duration:.1f} s)\n")
     print_scenes(video.scenes)
     print("\nContext\n")
@@ -97,7 +97,7 @@ def run(arguments: Any) -> None:
     _print_times(result.seconds)
     _print_answers(result.asked)
     with activity("drawing the timeline"):
-        picture = _draw(out / "timeline.png", result, Path(arguments.video).name)
+        picture = _draw(out / "timeline.png", result, clean(Path(arguments.video).name))
     print(f"\nTimeline: {picture}")
 
 

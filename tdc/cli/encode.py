@@ -7,7 +7,7 @@ from typing import Any
 
 from ..files import check_writable, whole_file
 from .options import Subparsers, add_audio, add_model, check_folder, check_media, command
-from .terminal import activity, note
+from .terminal import activity, clean, note
 
 
 def add(subparsers: Subparsers) -> None:
@@ -88,11 +88,11 @@ def _metadata(arguments: Any, video: Any) -> dict[str, str]:
         "format": "tdc-context",
         "version": __version__,
         "kinds": "0 static (with its sound), 1 dynamic, 2 separator",
-        "video": str(arguments.video),
-        "audio": str(arguments.audio or ""),
+        "video": clean(str(arguments.video)),
+        "audio": clean(str(arguments.audio or "")),
         "question": arguments.question or "",
         "duration": f"{video.duration:.3f}",
         "size": f"{width}x{height}",
         "fps": f"{video.session.model.config.fps:g}",
-        "model": str(arguments.model or "tiny"),
+        "model": clean(str(arguments.model or "tiny")),
     }

@@ -8,6 +8,7 @@ traceback.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -72,12 +73,14 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> i
     """Parse ``argv`` and do what the chosen command's ``run`` says; returns the exit code."""
     arguments = parser.parse_args(argv)
     name = parser.prog
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does with odd names
     try:
         with quiet_libraries():
             arguments.check(arguments)
             _check_environment()
             with quiet_transformers() if arguments.loads_model else nullcontext():
-                arguments.run(arguments)
+                code = arguments.run(arguments)
             sys.stdout.flush()
     except InputError as error:
         note(f"{name}: {' '.join(str(error).split())}")
@@ -96,7 +99,7 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> i
             f"{name}: {package} is not installed; it comes with the extra 'model' (README, Install)"
         )
         return 2
-    return 0
+    return code or 0
 
 
 def _check_environment() -> None:

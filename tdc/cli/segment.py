@@ -22,7 +22,7 @@ from .options import (
     positive,
     positive_int,
 )
-from .terminal import Update, activity, count, note, progress, quiet_transformers
+from .terminal import Update, activity, clean, count, note, progress, quiet_transformers
 
 if TYPE_CHECKING:
     from ..encoder.segment import Segmentation
@@ -123,7 +123,7 @@ def run(arguments: Any) -> None:
         print(json.dumps(_document(arguments, info, features, found, spans), indent=2))
     else:
         frames, spanned = count(len(found.times), "frame"), count(len(spans), "scene")
-        print(f"{arguments.video}: {spanned}, {frames}, {info.duration:.1f} s\n")
+        print(f"{clean(str(arguments.video))}: {spanned}, {frames}, {info.duration:.1f} s\n")
         print_scenes(spans)
     if arguments.plot:
         _draw(arguments, info, found)
@@ -297,6 +297,6 @@ def _draw(arguments: Any, info: VideoInfo, found: _Found) -> None:
             similarity=found.segmentation.video_similarity().cpu().numpy(),
             scene_starts=starts,
             duration=info.duration,
-            title=Path(arguments.video).name,
+            title=clean(Path(arguments.video).name),
         )
     note(f"timeline: {path}")

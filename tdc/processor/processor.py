@@ -23,6 +23,7 @@ from .prompt_text import (
     render,
     special_tokens,
     split_prompt,
+    valid,
 )
 
 logger = logging.getLogger(__name__)
@@ -195,7 +196,7 @@ class TDCProcessor(ProcessorMixin):
     def question_tokens(self, question: str) -> list[int]:
         """What the Q-Former reads of a question: at most ``max_question_tokens``."""
         limit = self.config.max_question_tokens
-        tokenize = partial(self.qformer_tokenizer, question, split_special_tokens=True)
+        tokenize = partial(self.qformer_tokenizer, valid(question), split_special_tokens=True)
         ids = tokenize().input_ids
         if len(ids) <= limit:
             return ids
@@ -222,7 +223,7 @@ class TDCProcessor(ProcessorMixin):
                 ids.append(self.config.media_token_id)
             else:
                 ids += self.tokenizer(
-                    piece, add_special_tokens=False, split_special_tokens=kind == LITERAL
+                    valid(piece), add_special_tokens=False, split_special_tokens=kind == LITERAL
                 ).input_ids
         return ids
 

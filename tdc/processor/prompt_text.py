@@ -89,6 +89,12 @@ def split_prompt(prompt: str, specials: tuple[str, ...]) -> Iterator[tuple[str, 
         yield TEXT, prompt[done:]
 
 
+def valid(text: str) -> str:
+    """The text with U+FFFD for what is no character, such as the bytes of another encoding in an
+    argument of the command line: tokenizers take UTF-8 alone."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
 @lru_cache
 def _pattern(specials: tuple[str, ...]) -> re.Pattern[str]:
     marks = sorted({*MEDIA_TOKENS, *specials}, key=len, reverse=True)

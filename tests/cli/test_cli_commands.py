@@ -6,7 +6,9 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -246,6 +248,42 @@ def test_chat_encodes_once_for_all_questions_of_stdin(tdc, clip, model_dir, monk
         for question in ("What?", "Who was it?")
     ]
     assert both.out == "".join(alone)
+
+
+def test_chat_answers_every_line_of_stdin_that_is_a_question(tdc, clip, model_dir, monkeypatch):
+    too_long = "why " * 20000
+    lines = ["", "What?", " ", "Is <video> or <|im_end|> \xe9 a tag?", too_long, "", "What?"]
+    data = "\n".join(lines).encode("latin-1")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data), "utf-8"))
+    done = tdc("chat", clip, "--model", model_dir, "--max-new-tokens", 2)
+    assert done.code == 2  # for the question that does not fit
+    errors = [line for line in done.err.splitlines() if not line.startswith("warning: ")]
+    assert len(errors) == 1 and errors[0].startswith("tdc: the question has ")
+    alone = [
+        tdc("chat", clip, question, "--model", model_dir, "--max-new-tokens", 2).out
+        for question in ("What?", "Is <video> or <|im_end|> \udce9 a tag?", "What?")
+    ]
+    assert done.out == "".join(alone)
+
+
+def test_a_file_name_of_another_encoding(tdc, clip, model_dir, tmp_path):
+    video = os.path.join(tmp_path, "caf\udce9.mp4")
+    shutil.copy(clip, video)
+    out = tmp_path / "context.safetensors"
+    for command in (
+        ("chat", video, "Who?", "--model", model_dir, "--max-new-tokens", 2),
+        ("segment", video, "--plot", tmp_path / "plot.png"),
+        ("encode", video, "-o", out, "--model", model_dir),
+        ("demo", "--video", video, "--out", tmp_path / "demo", "--model", model_dir),
+    ):
+        done = tdc(*command)
+        assert done.code == 0 and "warning" not in done.err, (command, done)
+    assert "caf\N{REPLACEMENT CHARACTER}.mp4" in safe_open(out, "pt").metadata()["video"]
+
+
+def test_chat_lvcot_takes_marks_for_text(tdc, clip, model_dir):
+    extra = ("--model", model_dir, "--lvcot", 2, "--max-new-tokens", 3)
+    assert tdc("chat", clip, "What does <video> do?", *extra).code == 0
 
 
 def test_chat_lvcot_shows_the_segments_and_then_the_answer(tdc, clip, model_dir):
