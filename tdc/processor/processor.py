@@ -14,7 +14,9 @@ from transformers import AutoProcessor, BatchFeature, ProcessorMixin
 from ..config import TDCConfig
 from ..errors import InputError
 from .chat_templates import BY_MODEL_TYPE, CHATML
+from .keywords import check_keywords
 from .media_inputs import MEDIA_INPUTS, Medium, Progress, load_image, load_video, pack_media
+from .messages import check_messages, is_named, last_question, media_of
 from .prompt_text import (
     IMAGE_TOKEN,
     LITERAL,
@@ -27,6 +29,10 @@ from .prompt_text import (
 )
 
 logger = logging.getLogger(__name__)
+
+# Keywords beside messages, and all.
+_OPTIONS = ("max_frames", "progress", "add_special_tokens", "return_tensors")
+_KEYWORDS = ("images", "text", "videos", "audio", "question", *_OPTIONS)
 
 
 class ModelInputs(BatchFeature):
@@ -76,6 +82,7 @@ class TDCProcessor(ProcessorMixin):
         *,
         max_frames: int | None = None,
         progress: Progress | None = None,
+        add_special_tokens: bool | None = True,
         return_tensors: str = "pt",
         **kwargs: Any,
     ) -> ModelInputs:
@@ -93,25 +100,34 @@ class TDCProcessor(ProcessorMixin):
             question: what the Q-Former reads; default: the prompt without placeholders.
             max_frames: frames per video; default: what the token budget allows.
             progress: called as ``progress(done, total)`` while a video is decoded.
+            add_special_tokens: begin prompts with the tokenizer's first token if it has one.
+            kwargs: what transformers passes to every processor, such as ``padding=True``.
 
         Returns:
             ``input_ids``, ``attention_mask``, ``question_ids``, ``question_mask`` and the media
             inputs of :meth:`tdc.encoder.video_encoder.VideoEncoder.forward`.
 
         Raises:
-            InputError: a file that cannot be read; placeholders that do not match the media.
+            InputError: a file that cannot be read; placeholders that do not match the media; a
+                keyword that is unknown or would have no effect.
         """
+        check_keywords(kwargs, _KEYWORDS)
         if return_tensors not in ("pt", None):
             raise ValueError(f"return_tensors is {return_tensors!r}; expected 'pt'")
         if text is None:
             raise ValueError("text is missing; expected a prompt with <video> or <image>")
         prompts = [text] if isinstance(text, str) else list(text)
-        inputs = self.encode_prompts(prompts, question)
+        encode = self.encode_prompts
+        if add_special_tokens is False:
+            encode = partial(encode, first=False)
+        inputs = encode(prompts, question)
         kinds = [
             [piece for kind, piece in self._split(prompt) if kind == MEDIUM] for prompt in prompts
         ]
         videos, images = _flatten(videos), _flatten(images)
         self._check_counts(kinds, videos, images)
+        if not videos and any(s is not None and s is not False for s in _flatten(audio)):
+            raise InputError("audio came without videos; expected a video that it belongs to")
         if videos or images:
             lengths = inputs["attention_mask"].sum(1).tolist()
             inputs.update(
@@ -141,7 +157,23 @@ class TDCProcessor(ProcessorMixin):
         track of the video before it (or of the first one, if none came before). The question is the
         text of the last user message. In the texts, ``<video>``, ``<image>`` and the names of
         special tokens are text, for a processor that is given the returned prompt as well.
+
+        Args:
+            processor_kwargs, kwargs: keywords of the processor, and variables of the template.
+
+        Raises:
+            InputError: a keyword, a key or type of a part, or a message that is unknown or would
+                have no effect; what :meth:`__call__` refuses.
         """
+        source = f"{chat_template} {self.chat_template}"
+        variables = {
+            name: value
+            for name, value in kwargs.items()
+            if name not in _KEYWORDS and is_named(name, source)
+        }
+        kwargs = {k: v for k, v in kwargs.items() if k not in variables} | (processor_kwargs or {})
+        options = {k: v for k, v in kwargs.items() if k in _OPTIONS}
+        check_keywords({k: v for k, v in kwargs.items() if k not in _OPTIONS}, _OPTIONS)
         single = bool(conversation) and isinstance(conversation[0], dict)
         conversations = [conversation] if single else list(conversation)
         template = partial(
@@ -150,25 +182,30 @@ class TDCProcessor(ProcessorMixin):
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
+            **variables,
         )
+        for messages in conversations:
+            check_messages(messages, source)
         specials = special_tokens(self.tokenizer)
         prompts = [render(messages, specials, template) for messages in conversations]
         if not tokenize:
             return prompts[0] if single else prompts
-        media = [_media_of(messages) for messages in conversations]
+        media = [media_of(messages) for messages in conversations]
         inputs = self(
             text=prompts,
             videos=[v for m in media for v in m["videos"]] or None,
             images=[i for m in media for i in m["images"]] or None,
             audio=[a for m in media for a in m["audio"]] or None,
-            question=[_last_question(messages) for messages in conversations],
-            return_tensors=return_tensors,
-            **{**kwargs, **(processor_kwargs or {})},
+            question=[last_question(messages) for messages in conversations],
+            **{"return_tensors": return_tensors, **options},
         )
         return inputs if return_dict else inputs["input_ids"]
 
     def encode_prompts(
-        self, prompts: Sequence[str], questions: str | Sequence[str] | None = None
+        self,
+        prompts: Sequence[str],
+        questions: str | Sequence[str] | None = None,
+        first: bool = True,
     ) -> dict[str, torch.Tensor]:
         """Ids of prompts, left-padded, and of questions for the Q-Former, right-padded."""
         if questions is None:
@@ -180,7 +217,7 @@ class TDCProcessor(ProcessorMixin):
             questions = [questions]
         if len(questions) != len(prompts):
             raise ValueError(f"question has {len(questions)} entries; expected {len(prompts)}")
-        ids = [self.prompt_ids(prompt) for prompt in prompts]
+        ids = [self.prompt_ids(prompt, first) for prompt in prompts]
         pad = self.tokenizer.pad_token_id
         pad = self.tokenizer.eos_token_id if pad is None else pad
         input_ids, attention_mask = _pad(ids, pad or 0, left=True)
@@ -242,7 +279,9 @@ class TDCProcessor(ProcessorMixin):
     def post_process_image_text_to_text(
         self, generated_outputs: Any, skip_special_tokens: bool = True, **kwargs: Any
     ) -> list[str]:
-        return self.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens)
+        return self.batch_decode(
+            generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs
+        )
 
     # --- media -----------------------------------------------------------------------------------
 
@@ -323,42 +362,6 @@ def _flatten(media: Any) -> list:
     if isinstance(media, (list, tuple)):
         return [m for item in media for m in (item if isinstance(item, (list, tuple)) else [item])]
     return [media]
-
-
-def _media_of(messages: Sequence[dict]) -> dict[str, list]:
-    videos: list = []
-    images: list = []
-    sounds: dict[int, Any] = {}
-    for message in messages:
-        parts = message["content"]
-        for part in parts if not isinstance(parts, str) else ():
-            kind = part.get("type")
-            source = next((part[k] for k in (kind, "path", "url") if k in part), None)
-            if kind in ("video", "image", "audio") and source is None:
-                raise InputError(f"a {kind} part names no file; expected a 'path' beside 'type'")
-            if kind == "video":
-                videos.append(source)
-            elif kind == "image":
-                images.append(source)
-            elif kind == "audio":
-                sounds[max(0, len(videos) - 1)] = source
-    if sounds and not videos:
-        raise InputError("the messages hold an audio part but no video; expected a video part")
-    return {
-        "videos": videos,
-        "images": images,
-        "audio": [sounds.get(i) for i in range(len(videos))],
-    }
-
-
-def _last_question(messages: Sequence[dict]) -> str:
-    for message in reversed(messages):
-        if message["role"] == "user":
-            content = message["content"]
-            if isinstance(content, str):
-                return content
-            return "\n".join(part["text"] for part in content if part.get("type") == "text")
-    return ""
 
 
 def _pad(

@@ -95,6 +95,8 @@ def test_exactly_one_bos(template):
     later = processor.prompt_ids(QUESTION, first=False)
     assert [bos, *later] == processor.prompt_ids(QUESTION)
     assert ids.count(MEDIA_TOKEN_ID) == 1
+    bare = processor(text=QUESTION, add_special_tokens=False)["input_ids"][0].tolist()
+    assert [bos, *bare] == processor(text=QUESTION)["input_ids"][0].tolist()
 
 
 def test_ids_spell_the_prompt_and_pad_left(processor):

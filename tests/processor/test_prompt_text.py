@@ -109,7 +109,9 @@ def test_a_thought_that_holds_a_mark_is_text(monkeypatch):
     prompts = []
     encode_prompts = processor.encode_prompts
     monkeypatch.setattr(
-        processor, "encode_prompts", lambda p, q: prompts.extend(p) or encode_prompts(p, q)
+        processor,
+        "encode_prompts",
+        lambda p, *q, **k: prompts.extend(p) or encode_prompts(p, *q, **k),
     )
     monkeypatch.setattr(processor, "batch_decode", lambda ids, **_: [f"see {TYPED}"] * len(ids))
     answer_long_video(model, processor, toy_video(8), "Who?", 2, audio=False, max_new_tokens=2)
