@@ -29,7 +29,7 @@ hypothesis.settings.register_profile(
 )
 # `make test`: Triton's interpreter takes up to 0.4 seconds for each.
 hypothesis.settings.register_profile(
-    "fast", hypothesis.settings.get_profile("tdc"), max_examples=20
+    "fast", hypothesis.settings.get_profile("tdc"), max_examples=12
 )
 hypothesis.settings.load_profile("tdc")
 

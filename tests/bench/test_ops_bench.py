@@ -28,8 +28,8 @@ def prepare(found: Op, case: Case, **options) -> providers.Prepared:
 
 
 def dear(op: str, case: Case) -> bool:
-    """Gradients through FlexAttention take 5 s in half precision, 3 s in fp32."""
-    return op == "cross_attention" and case.backward and case.dtype != torch.float32
+    """Half precision takes 2 to 5 s a case; fp32 stays."""
+    return op == "cross_attention" and case.dtype != torch.float32
 
 
 @pytest.mark.parametrize(

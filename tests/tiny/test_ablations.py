@@ -203,6 +203,7 @@ def test_a_variant_has_its_settings_in_every_step(given, model, tmp_path):
     assert given["videos"][1].parts == ("connector", "compressor", "language_model")
 
 
+@pytest.mark.slow
 def test_without_sound_the_questions_stay_the_same(given, model, tmp_path, monkeypatch):
     heard = run_one(model, tmp_path / "a", "audio", "on")
     with_sound = [given["videos"][3][i] for i in range(8)]
@@ -228,6 +229,7 @@ def test_without_sound_the_questions_stay_the_same(given, model, tmp_path, monke
     assert controls == [None, without_sound]
 
 
+@pytest.mark.slow
 def test_what_training_cannot_tell_apart_is_trained_once(given, model, tmp_path, monkeypatch):
     most = max(training_clip(sweep.SEED, i).num_frames for i in range(500))
     assert most <= ablations.LONGEST

@@ -134,7 +134,7 @@ def test_a_dry_run_trains_nothing(config_file, tmp_path, capsys):
     assert not list(tmp_path.glob("out/*.safetensors"))
 
 
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_resumed_is_uninterrupted_bit_for_bit(tmp_path, model_dir, media_dir, stage):
     weights = "model.safetensors" if stage == 2 else "adapter_model.safetensors"
     common = {
