@@ -89,6 +89,10 @@ def _library(library: Library) -> dict[str, Any]:
 
 
 def _version(package: str) -> str | None:
+    if package == "torch":  # the metadata of a wheel do not always say which build it is (+cu130)
+        import torch
+
+        return str(torch.__version__)
     try:
         return version(package)
     except PackageNotFoundError:
