@@ -19,6 +19,10 @@
 
 #include "common/checks.h"
 
+#if !defined(STABLE_TORCH_ERROR_CODE_CHECK)  // PyTorch 2.11: the one without the error's own text
+#define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
+#endif
+
 namespace tdc {
 
 inline constexpr int kWarp = 32;

@@ -4,7 +4,7 @@
 ``python tests/environments/matrix.py [NAME ...]`` builds the wheel once, installs it into a fresh
 environment per NAME without constraints.txt, and runs ``tdc demo``, ``tdc doctor`` and a subset of
 the tests there; without a NAME all of them, ``--list`` prints the names. Needs uv and an
-interpreter per Python version (``uv python install 3.10 3.13``; pyenv: ``PYENV_VERSION=3.10:3.13``).
+interpreter per version (``uv python install 3.10 3.13``; pyenv: ``PYENV_VERSION=3.10:3.13``).
 PyTorch on Linux is the CUDA build of several GB unless ``UV_TORCH_BACKEND=cpu`` says otherwise.
 """
 
@@ -24,7 +24,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 EXTRAS = ("model", "train", "triton")
 # What differs between releases of the dependencies: media, transformers' processors, Triton, PEFT.
-SUBSET = ("tests/media", "tests/processor", "tests/ops", "tests/cli/test_cli_commands.py")
+SUBSET = (
+    *("tests/media", "tests/processor", "tests/model/test_session.py"),
+    *(f"tests/ops/test_{name}.py" for name in ("cross_attention", "cuda_on_cpu", "triton_aot")),
+    "tests/cli/test_cli_commands.py",
+)
 SHOWN = ("torch", "triton", "transformers", "av", "numpy", "pillow")
 
 
