@@ -144,8 +144,15 @@ def declared_end(container: Any, stream: Any, start: float) -> float | None:
     tag = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
     if tag:
         return int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3])
+    # These have no header that says so: FFmpeg estimates from the last time stamp or the bit rate.
+    flags = av.format.Flags
+    if container.format.flags & (flags.ts_discont.value | flags.no_timestamps.value):
+        return None
     if stream.duration is not None and stream.duration > 0:
-        return start + float(stream.duration * stream.time_base)
+        length = float(stream.duration * stream.time_base)
+        # An edit list that begins with a pause is counted from 0, an MP4 without one from `start`.
+        pause = container.format.name.startswith("mov") and length > start
+        return length if pause else start + length
     if container.duration and len(container.streams) == 1:
         return container.duration / av.time_base
     return None
