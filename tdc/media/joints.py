@@ -35,14 +35,16 @@ class Joint:
 
 
 class StreamPackets:
-    """Whole packets of a stream, up to the end of the file or the first hole in it.
+    """Packets of a stream that can be decoded, up to the end of the file or the first hole in it.
 
     Args:
         joints: those of the file's pictures, for its other streams; None: found here.
 
     Attributes, complete after the last packet:
         joints: where recordings were joined.
-        lost: time stamps (ticks) of damaged packets, which are left out.
+        lost: time stamps (ticks) of broken packets, which are left out.
+        marked: those of packets that FFmpeg marks as damaged, but does so too early or without
+            need, so that they are decoded: a gap in the counter of a transport stream.
         skipped: seconds by which the clock jumped ahead, left out.
         error: why reading stopped before the end of the file, or None.
     """
@@ -51,12 +53,13 @@ class StreamPackets:
         self.container, self.stream = container, stream
         self.joints: list[Joint] = list(joints or ())
         self.lost: list[int] = []
+        self.marked: list[int] = []
         self.skipped = 0.0
         self.error: str | None = None
         self._follows = joints is not None
         self._tick = float(stream.time_base)
-        broadcast = bool(container.format.flags & av.format.Flags.ts_discont.value)
-        self._rises = (_RISES_IN_BROADCAST if broadcast else _RISES) / self._tick
+        self._broadcast = bool(container.format.flags & av.format.Flags.ts_discont.value)
+        self._rises = (_RISES_IN_BROADCAST if self._broadcast else _RISES) / self._tick
         self._falls = _FALLS / self._tick
         rate = getattr(stream, "average_rate", None)
         self._rise = 1 / float(rate) / self._tick if rate else 0.0  # of the decoding time, usual
@@ -67,38 +70,18 @@ class StreamPackets:
         self._end = 0  # where the last frame so far goes, moved
         self._step = 0
         self._edited = False
+        self._since_mark = 2  # packets
 
     def __iter__(self) -> Iterator[Any]:
-        damaged = None
         try:
             for packet in self.container.demux(self.stream):
-                if not packet.size:
-                    continue
-                if damaged is not None:
-                    # A gap in the counter of a transport stream marks the packet before it, which
-                    # is whole if the gap is a joint: another recording or group of pictures begins.
-                    if self._begins(packet) or (self._is_video and packet.is_keyframe):
-                        yield self._moved(damaged)
-                    else:
-                        self._lose(damaged)
-                    damaged = None
-                if packet.is_corrupt:
-                    damaged = packet
-                else:
-                    yield self._moved(packet)
+                if packet.size:
+                    moved = self._moved(packet)
+                    if not packet.is_corrupt or self._broadcast:
+                        yield moved
         except av.error.FFmpegError as error:
             logger.debug("reading packets stopped: %s", error)
             self.error = str(error.strerror or error)
-        if damaged is not None:
-            self._lose(damaged)
-
-    @property
-    def _is_video(self) -> bool:
-        return bool(self.stream.type == "video")
-
-    def _lose(self, packet: Any) -> None:
-        time = packet.dts if packet.pts is None else packet.pts
-        self.lost.append(self._end if time is None else time + self._shift)
 
     def _moved(self, packet: Any) -> Any:
         pts, dts = packet.pts, packet.dts
@@ -107,6 +90,7 @@ class StreamPackets:
         self._edited |= packet.is_discard
         if self._begins(packet):
             self._begin(packet)
+            self._forgive()
         elif dts is not None and self._last is not None and dts > self._last:
             self._rise = dts - self._last
             # The shortest: a damaged packet, which is left out, makes one of them longer.
@@ -119,7 +103,23 @@ class StreamPackets:
         if pts is not None:
             packet.pts = pts + self._shift
             self._end = max(self._end, packet.pts + (packet.duration or self._step))
+        if self.stream.type == "video" and packet.is_keyframe:
+            self._forgive()
+        if packet.is_corrupt:
+            time = self._end if packet.pts is None else packet.pts
+            (self.marked if self._broadcast else self.lost).append(time)
+            self._since_mark = 0
+        else:
+            self._since_mark += 1
         return packet
+
+    def _forgive(self) -> None:
+        """Take back a mark on one of the last two packets: the gap in the counter is a joint.
+
+        Two, as the parser hands a packet's mark to the one before.
+        """
+        if self.marked and self._since_mark < 2:
+            self.marked.pop()
 
     def _begins(self, packet: Any) -> bool:
         """Whether another recording begins with the packet."""
@@ -145,7 +145,8 @@ class StreamPackets:
             return
         time = packet.dts if packet.pts is None else packet.pts
         shift = self._end - time
-        if self._last is not None and packet.dts > self._last:
+        # More than half a day is a clock that fell: the demuxer took it for one that passed its end.
+        if self._last is not None and 0 < (packet.dts - self._last) * self._tick < _RISES:
             self.skipped += (self._shift - shift) * self._tick
         position = self._position if packet.pos is None else packet.pos
         self._shift = shift

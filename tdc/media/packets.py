@@ -18,14 +18,15 @@ import logging
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from ..errors import InputError
 from . import pyav as av
-from .container import declared_end
+from .container import declared_end, open_media, states_tracks
+from .frame_times import Counted, all_keys, frame_times, nominal_step
 from .joints import Joint, StreamPackets
 
 logger = logging.getLogger(__name__)
@@ -36,10 +37,6 @@ CUT_OFF = 0.5
 # Time stamps are rounded to 1 ms in Matroska and FLV; coarser ticks are the file's own choice.
 MAX_SLACK = 0.0005
 
-# What the k-th time stamp belongs to where the file itself has none that can be used: the k-th
-# packet, or the k-th frame that comes out of the decoder if that changes their order.
-Counted = Literal["packets", "frames", None]
-
 @dataclass(frozen=True)
 class PacketIndex:
     """What the packets of a video stream say; times in ticks (start and end possibly broken)."""
@@ -49,12 +46,14 @@ class PacketIndex:
     keys: np.ndarray  # int64 [G], ascending: packets at which decoding can start
     key_times: np.ndarray  # int64 [G]: the moments of their frames
     counted: Counted  # where the file's own time stamps are of no use
+    stamps: np.ndarray  # int64 [packets of the file]: their moments, if these are counted
     start: float  # 0 of the clock that users see: the first frame
     end: float  # where the last frame goes
     declared: float | None  # the end according to the header
     tick: float  # seconds
     joints: tuple[Joint, ...]  # where recordings were joined
-    lost: np.ndarray  # int64 [L]: the moments of damaged packets
+    lost: np.ndarray  # int64 [L]: the moments of broken packets, left out
+    marked: np.ndarray  # int64 [M]: those of packets that may be damaged
     notes: tuple[str, ...]  # what a user should know, whatever part of the video is asked for
 
     @property
@@ -103,99 +102,76 @@ def scan_video(
     frames = frames or decode(stream, None) or []
     if not frames:
         raise InputError(f"no frames: no picture of {path} can be decoded")
-    return _index(container, stream, packets, np.array(rows, dtype=np.float64)), frames[0]
+    index = _index(packets, np.array(rows, dtype=np.float64), frames[0].pts)
+    if index.missing and not states_tracks(container) and _sound_reaches(path, index):
+        index = replace(index, declared=None)
+    return index, frames[0]
 
 
-def _index(container: Any, stream: Any, packets: StreamPackets, rows: np.ndarray) -> PacketIndex:
-    tick = float(stream.time_base)
-    times, lengths = rows[:, 0], rows[:, 2]
+def _index(packets: StreamPackets, rows: np.ndarray, first: int | None) -> PacketIndex:
+    """Index of packets [P, (pts, dts, duration, keyframe, hidden)]; `first`: pts of a decoder's
+    first frame."""
+    container, stream = packets.container, packets.stream
+    tick, order = float(stream.time_base), np.arange(len(rows))
     key, hidden = rows[:, 3] > 0, rows[:, 4] > 0  # an edit list may need frames that are not shown
-    nominal = 1 / float(stream.guessed_rate or stream.average_rate or 25) / tick
-    counted, notes = _counted(container, stream, times, nominal * tick)
-    if counted is not None:
-        times = _counted_times(container, stream, rows, nominal)
-        times = np.sort(times) if counted == "frames" else times
-    if not key.any():
-        key[0] = True
+    times, counted, notes = frame_times(container, stream, rows)
+    if not key.any() or (key.all() and not all_keys(container, stream)):
+        key = order == 0
     keys = np.flatnonzero(key)
-    seen = ~hidden
-    if counted != "frames":
-        # Nothing leads to a frame before the first keyframe, in the file or on the screen.
-        seen[: keys[0]] = False
-        seen &= times >= times[keys[0]]
-        early = int((~hidden & ~seen).sum())
-        if early:
-            notes.append(f"{early} pictures before the first keyframe are left out")
+    # Nothing leads to what is decoded before the first keyframe. Of frames decoded after it and
+    # shown before it, only the decoder knows which ones can be seen.
+    seen = order >= keys[0]
+    if counted is None and first is not None:
+        seen = (seen & (times >= times[keys[0]])) | (times >= first)
+    seen &= ~hidden
+    if left_out := int((~seen & ~hidden).sum()):
+        notes.append(f"{left_out} pictures before the first keyframe are left out")
     if not seen.any():
         seen[keys[0]] = True
     numbers = np.flatnonzero(seen)
     numbers = numbers[np.argsort(times[numbers], kind="stable")]
     shown = np.round(times[numbers]).astype(np.int64)
-    if counted is None:  # of frames of one moment the last one stays
+    if counted != "frames":  # of frames of one moment the last one stays
         stays = np.append(np.diff(shown) > 0, True)
         shown, numbers = shown[stays], numbers[stays]
     # Transport streams, FLV and AVI give packets no true duration: take the usual step.
     step = float(np.median(np.diff(shown))) if len(shown) > 1 else 0.0
-    end = shown[-1] + (max(lengths[numbers[-1]], step) or nominal)
+    end = shown[-1] + (max(rows[numbers[-1], 2], step) or nominal_step(stream))
     seconds = declared_end(container, stream, float(shown[0] * tick))
     declared = None if seconds is None else seconds / tick
     if declared is not None and shown[-1] < declared <= end + CUT_OFF / tick:
-        end = declared
+        end = declared if states_tracks(container) else end
     if packets.skipped:
         notes.append(f"its time stamps jump ahead by {packets.skipped:.1f} s, which are left out")
     if packets.error is not None:
         notes.append(f"it is read up to {(end - shown[0]) * tick:.1f} s only ({packets.error})")
+    stamps = np.round(np.nan_to_num(times)).astype(np.int64)
     return PacketIndex(
         shown=shown,
         numbers=numbers,
         keys=keys,
-        key_times=np.nan_to_num(times[keys]).astype(np.int64),
+        key_times=stamps[keys],
         counted=counted,
+        stamps=stamps if counted == "packets" else stamps[:0],
         start=float(shown[0]),
         end=float(end),
         declared=declared,
         tick=tick,
         joints=tuple(packets.joints),
         lost=np.array(packets.lost, dtype=np.int64),
+        marked=np.array(packets.marked, dtype=np.int64),
         notes=tuple(notes),
     )
 
 
-def _counted(
-    container: Any, stream: Any, times: np.ndarray, step: float
-) -> tuple[Counted, list[str]]:
-    """Whether the file's time stamps are of no use, and what to tell the user then."""
-    reorders = bool(stream.codec_context.has_b_frames)
-    how: Counted = "frames" if reorders else "packets"
-    if container.format.flags & av.format.Flags.no_timestamps.value:
-        return how, [f"it has no time stamps and is read at its nominal {1 / step:g} frames/s"]
-    without = int(np.isnan(times).sum())
-    if without:
-        note = f"{without} of its {len(times)} pictures have no time stamp and are spread evenly"
-        return how, [note]
-    # AVI has no times of showing, and FFmpeg's guess is wrong for H.264 and for packed B-frames.
-    return ("frames" if reorders and container.format.name == "avi" else None), []
-
-
-def _counted_times(container: Any, stream: Any, rows: np.ndarray, step: float) -> np.ndarray:
-    """Times [P] of frames in the order of decoding, spread evenly between those that are known."""
-    order = np.arange(len(rows))
-    if container.format.flags & av.format.Flags.no_timestamps.value:
-        return order * step
-    times, key = rows[:, 0], rows[:, 3] > 0
-    known = ~np.isnan(times)
-    if container.format.name == "avi":
-        context = stream.codec_context
-        times = rows[:, 1] + getattr(context, "reorder_depth", int(context.has_b_frames)) * step
-        known = ~np.isnan(times)
-    elif (known & key).any():  # others may be shown long before or after they are decoded
-        known &= key
-    if not known.any():
-        return order * step
-    at = np.flatnonzero(known)
-    spread = np.interp(order, at, times[at])
-    spread += np.minimum(order - at[0], 0) * step + np.maximum(order - at[-1], 0) * step
-    return spread
+def _sound_reaches(path: str | os.PathLike[str], index: PacketIndex) -> bool:
+    """Whether the sound goes up to the end that the header states: then no picture is missing."""
+    end = 0.0
+    with open_media(path) as container:
+        for packet in container.demux(list(container.streams.audio)):
+            if packet.pts is not None:
+                end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+    return end >= (index.declared or 0) * index.tick - CUT_OFF
 
 
 def decode(stream: Any, packet: Any) -> list[Any] | None:
@@ -254,7 +230,7 @@ class FrameReader:
                 continue
             due.discard(number)
             if self.index.counted == "packets":
-                packet.pts = packet.dts = int(shown[number])
+                packet.pts = packet.dts = int(self.index.stamps[number])
             yield from self._decode(packet)
             if not due:  # all it takes is in the decoder: empty it, and skip to the next group
                 yield from self._decode(None)
@@ -286,7 +262,9 @@ class FrameReader:
         Only the decoder knows in which order packets without time stamps are shown.
         """
         shown, number = self.index.shown, 0
-        for packet in itertools.chain(StreamPackets(self.container, self.stream), (None,)):
+        packets = StreamPackets(self.container, self.stream)
+        first = int(self.index.keys[0])
+        for packet in itertools.chain(itertools.islice(packets, first, None), (None,)):
             refused = self.damaged
             for frame in self._decode(packet):
                 frame.pts = int(shown[min(number, len(shown) - 1)])

@@ -202,8 +202,12 @@ def _warnings(
         length = index.duration + index.missing
         yield f"{path} is cut off: it holds {index.duration:.1f} s of {length:.1f} s"
     # The last packet of a file that is cut off is damaged too, and said already.
-    lost = index.lost[index.lost < min(index.end, index.start + last / index.tick)]
-    if damaged + len(lost):
-        yield f"{path}: {damaged + len(lost)} damaged packets were skipped"
+    limit = min(index.end, index.start + last / index.tick)
+    damaged += int((index.lost < limit).sum())
+    if damaged:
+        yield f"{path}: {damaged} damaged packets were skipped"
+    marked = int((index.marked < limit).sum())
+    if marked:
+        yield f"{path}: data is missing in {marked} places; pictures after them may be wrong"
     for note in index.notes:
         yield f"{path}: {note}"

@@ -57,12 +57,14 @@ def encode(
 
 @dataclass(frozen=True)
 class Shown:
-    """What FFmpeg's command shows: float64 [P] seconds from the first picture, numbers, the end."""
+    """What FFmpeg's command shows: float64 [P] seconds from the first picture, numbers, the end;
+    and with sound its samples, float32 [n] at 16 kHz, with the time of the first one."""
 
     times: np.ndarray
     numbers: list[int]
     end: float
-    first: float  # time stamp (s) of the first picture, on the command's clock
+    sound: np.ndarray | None
+    sound_start: float
 
     def at(self, times: np.ndarray) -> list[int]:
         """The numbers on screen at `times` (s)."""
@@ -70,13 +72,18 @@ class Shown:
         return [self.numbers[i] for i in np.maximum(found, 0)]
 
 
-def shown(path: Path, *options: str) -> Shown:
+def shown(path: Path, *, sound: bool = False) -> Shown:
     """Every picture of the file and when it comes up."""
     width, height = SIZE
-    filters = f"showinfo,scale={width}:{height}:flags=area,format=gray"
+    picture = f"showinfo,scale={width}:{height}:flags=area,format=gray"
+    wave = path.with_suffix(".wave")
+    heard = [
+        "-map", "0:a:0", "-af", "ashowinfo,aresample=16000,aformat=flt:channel_layouts=mono",
+        "-f", "f32le", str(wave),
+    ] if sound else []  # fmt: skip
     raw, log = run(
-        *options, "-i", str(path), "-map", "0:v:0", "-vf", filters,
-        "-fps_mode", "passthrough", "-f", "rawvideo", "-",
+        "-i", str(path), "-map", "0:v:0", "-vf", picture, "-fps_mode", "passthrough",
+        "-f", "rawvideo", "-", *heard,
     )  # fmt: skip
     pictures = np.frombuffer(raw, np.uint8).reshape(-1, height, width, 1)
     lines = re.findall(r" pts_time: *(\S+) +duration: *\S+ +duration_time: *(\S+)", log)
@@ -86,18 +93,11 @@ def shown(path: Path, *options: str) -> Shown:
     first, last = times[order[0]], order[-1]
     if not lengths[last] and len(times) > 1:  # transport streams, FLV and others do not say
         lengths[last] = np.median(np.diff(times[order]))
+    begins = re.search(r"_ashowinfo.* pts_time: *(\S+)", log)
     return Shown(
-        times[order] - first,
-        [number_of(pictures[i]) for i in order],
-        times[last] - first + lengths[last],
-        first,
+        times=times[order] - first,
+        numbers=[number_of(pictures[i]) for i in order],
+        end=times[last] - first + lengths[last],
+        sound=np.fromfile(wave, np.float32) if sound else None,
+        sound_start=float(begins[1]) - first if begins else 0.0,
     )
-
-
-def heard(path: Path, rate: int = 16000) -> tuple[np.ndarray, float]:
-    """Samples of the sound, float32 [n], and the first one's time stamp (s) on `shown`'s clock."""
-    form = f"aresample={rate},aformat=flt:channel_layouts=mono,ashowinfo"
-    raw, log = run("-i", str(path), "-map", "0:a:0", "-af", form, "-f", "f32le", "-")
-    first = re.search(r"ashowinfo.* pts_time: *(\S+)", log)
-    assert first, log
-    return np.frombuffer(raw, np.float32), float(first[1])
