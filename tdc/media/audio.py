@@ -142,9 +142,7 @@ def _choose(container: Any, name: str, tried: int) -> tuple[Any, int]:
     return usable[tried], len(usable) - tried - 1
 
 
-def _clock(
-    file: MediaFile, container: Any, stream: Any
-) -> tuple[float, tuple[Joint, ...] | None]:
+def _clock(file: MediaFile, container: Any, stream: Any) -> tuple[float, tuple[Joint, ...] | None]:
     """Time stamp (s) at which the file's pictures begin, and where they were joined.
 
     Those of the sound (None: found while reading) if there are no pictures.

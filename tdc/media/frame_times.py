@@ -36,11 +36,13 @@ def frame_times(
         context = stream.codec_context
         delay = getattr(context, "reorder_depth", int(context.has_b_frames))
         pts, known = dts + delay * step, ~np.isnan(dts)
-    elif known.all():
-        return pts, None, []
+    elif 2 * known.sum() >= len(pts):
+        if not known.all():
+            notes.append(f"{int((~known).sum())} pictures without a time stamp are left out")
+        return pts, None, notes
     else:
-        missing = len(pts) - int(known.sum())
-        notes.append(f"{missing} of its {len(pts)} pictures have no time stamp and are spread evenly")
+        missing = int((~known).sum())
+        notes.append(f"{missing} of {len(pts)} pictures have no time stamp and are spread evenly")
         if (known & (rows[:, 3] > 0)).any():  # others may be shown long after they are decoded
             known &= rows[:, 3] > 0
     order = np.arange(len(pts), dtype=np.float64)

@@ -69,6 +69,7 @@ class StreamPackets:
         self._shift = 0
         self._end = 0  # where the last frame so far goes, moved
         self._step = 0
+        self._delay = 0  # from decoding to showing
         self._edited = False
         self._since_mark = 2  # packets
 
@@ -88,26 +89,37 @@ class StreamPackets:
         # An edit list shows parts of a recording in any order: there times of packets that are
         # decoded but not shown fall, and the others are right.
         self._edited |= packet.is_discard
+        rise = 0 if dts is None or self._last is None else dts - self._last
         if self._begins(packet):
             self._begin(packet)
             self._forgive()
-        elif dts is not None and self._last is not None and dts > self._last:
-            self._rise = dts - self._last
+        elif rise > 0:
+            self._rise = rise
             # The shortest: a damaged packet, which is left out, makes one of them longer.
-            self._step = min(dts - self._last, self._step) if self._step else dts - self._last
+            self._step = min(rise, self._step) if self._step else rise
         if packet.pos is not None:
             self._position = packet.pos
         if dts is not None:
             self._last = dts
             packet.dts = dts + self._shift
+            if pts is not None:
+                late = pts - dts
+                if self._broadcast and not -self._falls <= late <= self._rises:
+                    # A guess of FFmpeg's: the decoding time of the next packet, of another part.
+                    pts = dts + self._delay
+                elif late > 0:
+                    self._delay = late
         if pts is not None:
             packet.pts = pts + self._shift
             self._end = max(self._end, packet.pts + (packet.duration or self._step))
-        if self.stream.type == "video" and packet.is_keyframe:
+        if self.stream.type == "video" and packet.is_keyframe and rise <= 2 * self._step:
             self._forgive()
         if packet.is_corrupt:
             time = self._end if packet.pts is None else packet.pts
-            (self.marked if self._broadcast else self.lost).append(time)
+            if not self._broadcast:
+                self.lost.append(time)
+            elif self._since_mark:  # else one gap has marked several packets
+                self.marked.append(time)
             self._since_mark = 0
         else:
             self._since_mark += 1
@@ -145,7 +157,7 @@ class StreamPackets:
             return
         time = packet.dts if packet.pts is None else packet.pts
         shift = self._end - time
-        # More than half a day is a clock that fell: the demuxer took it for one that passed its end.
+        # A rise by more is a clock that fell, taken by the demuxer for one that passed its end.
         if self._last is not None and 0 < (packet.dts - self._last) * self._tick < _RISES:
             self.skipped += (self._shift - shift) * self._tick
         position = self._position if packet.pos is None else packet.pos

@@ -37,6 +37,7 @@ CUT_OFF = 0.5
 # Time stamps are rounded to 1 ms in Matroska and FLV; coarser ticks are the file's own choice.
 MAX_SLACK = 0.0005
 
+
 @dataclass(frozen=True)
 class PacketIndex:
     """What the packets of a video stream say; times in ticks (start and end possibly broken)."""
@@ -115,14 +116,17 @@ def _index(packets: StreamPackets, rows: np.ndarray, first: int | None) -> Packe
     tick, order = float(stream.time_base), np.arange(len(rows))
     key, hidden = rows[:, 3] > 0, rows[:, 4] > 0  # an edit list may need frames that are not shown
     times, counted, notes = frame_times(container, stream, rows)
+    stamped = ~np.isnan(times)
+    key &= stamped
     if not key.any() or (key.all() and not all_keys(container, stream)):
-        key = order == 0
+        key = order == np.argmax(stamped)
     keys = np.flatnonzero(key)
     # Nothing leads to what is decoded before the first keyframe. Of frames decoded after it and
     # shown before it, only the decoder knows which ones can be seen.
     seen = order >= keys[0]
     if counted is None and first is not None:
         seen = (seen & (times >= times[keys[0]])) | (times >= first)
+    hidden |= ~stamped
     seen &= ~hidden
     if left_out := int((~seen & ~hidden).sum()):
         notes.append(f"{left_out} pictures before the first keyframe are left out")
@@ -202,6 +206,8 @@ class FrameReader:
         limits = times + self.index.slack / self.index.tick
         held, position = None, 0
         for frame in self._needed(limits):
+            if frame.pts is None:
+                continue
             while held is not None and position < len(limits) and frame.pts > limits[position]:
                 yield held
                 position += 1
