@@ -90,9 +90,15 @@ class StreamPackets:
         # decoded but not shown fall, and the others are right.
         self._edited |= packet.is_discard
         rise = 0 if dts is None or self._last is None else dts - self._last
-        if self._begins(packet):
+        begins = self._begins(packet)
+        if self._since_mark == 1 and self.marked:
+            # The mark of a gap in the counter; a parser hands it to the packet before. If another
+            # recording or group of pictures follows and no time is missing, nothing else is.
+            key = self.stream.type == "video" and packet.is_keyframe
+            if begins or (key and dts is not None and rise <= 2 * self._step):
+                self.marked.pop()
+        if begins:
             self._begin(packet)
-            self._forgive()
         elif rise > 0:
             self._rise = rise
             # The shortest: a damaged packet, which is left out, makes one of them longer.
@@ -103,8 +109,8 @@ class StreamPackets:
             self._last = dts
             packet.dts = dts + self._shift
             if pts is not None:
-                late = pts - dts
-                if self._broadcast and not -self._falls <= late <= self._rises:
+                late, reordered = pts - dts, 16 * self._usual(packet)  # no codec holds more frames
+                if self._broadcast and not -self._falls <= late <= self._rises + reordered:
                     # A guess of FFmpeg's: the decoding time of the next packet, of another part.
                     pts = dts + self._delay
                 elif late > 0:
@@ -112,8 +118,6 @@ class StreamPackets:
         if pts is not None:
             packet.pts = pts + self._shift
             self._end = max(self._end, packet.pts + (packet.duration or self._step))
-        if self.stream.type == "video" and packet.is_keyframe and rise <= 2 * self._step:
-            self._forgive()
         if packet.is_corrupt:
             time = self._end if packet.pts is None else packet.pts
             if not self._broadcast:
@@ -124,14 +128,6 @@ class StreamPackets:
         else:
             self._since_mark += 1
         return packet
-
-    def _forgive(self) -> None:
-        """Take back a mark on one of the last two packets: the gap in the counter is a joint.
-
-        Two, as the parser hands a packet's mark to the one before.
-        """
-        if self.marked and self._since_mark < 2:
-            self.marked.pop()
 
     def _begins(self, packet: Any) -> bool:
         """Whether another recording begins with the packet."""
@@ -146,8 +142,11 @@ class StreamPackets:
         if packet.dts is None or self._last is None:
             return False
         rise = packet.dts - self._last
-        usual = max(self._rise, packet.duration or 0)
-        return bool(rise < -self._falls or rise > self._rises + usual)
+        return bool(rise < -self._falls or rise > self._rises + self._usual(packet))
+
+    def _usual(self, packet: Any) -> float:
+        """Ticks between frames: slides may be far apart."""
+        return max(self._rise, packet.duration or 0)
 
     def _begin(self, packet: Any) -> None:
         logger.debug("another recording begins: %s", packet)
