@@ -161,7 +161,7 @@ def declared_end(container: Any, stream: Any, start: float) -> float | None:
         # An edit list that begins with a pause is counted from 0, an MP4 without one from `start`.
         pause = container.format.name.startswith("mov") and length > start
         return length if pause else start + length
-    if container.duration and len(container.streams) == 1:
+    if container.duration and (len(container.streams) == 1 or not states_tracks(container)):
         return container.duration / av.time_base
     return None
 

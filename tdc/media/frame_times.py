@@ -24,33 +24,35 @@ def frame_times(
     that are known.
     """
     pts, dts, step = rows[:, 0], rows[:, 1], nominal_step(stream)
-    reorders = bool(stream.codec_context.has_b_frames)
-    known, notes = ~np.isnan(pts), []
+    context, notes = stream.codec_context, []
+    reorders = bool(context.has_b_frames)
+    both = ~np.isnan(pts - dts)
     if _untimed(container):
-        known = np.zeros(len(pts), dtype=bool)
+        moments = np.full(len(pts), np.nan)
         rate = 1 / (step * float(stream.time_base))
         notes.append(f"it has no time stamps and is read at its nominal {rate:g} frames/s")
     elif container.format.name == "avi":
         # It has no times of showing. FFmpeg's guesses are wrong before a pause, for H.264, and for
         # packed B-frames.
-        context = stream.codec_context
-        delay = getattr(context, "reorder_depth", int(context.has_b_frames))
-        pts, known = dts + delay * step, ~np.isnan(dts)
-    elif 2 * known.sum() >= len(pts):
-        if not known.all():
-            notes.append(f"{int((~known).sum())} pictures without a time stamp are left out")
+        moments = dts + getattr(context, "reorder_depth", int(reorders)) * step
+    elif 2 * (~np.isnan(pts)).sum() >= len(pts):
+        if missing := int(np.isnan(pts).sum()):
+            notes.append(f"{missing} pictures without a time stamp are left out")
         return pts, None, notes
     else:
-        missing = int((~known).sum())
+        missing = int(np.isnan(pts).sum())
         notes.append(f"{missing} of {len(pts)} pictures have no time stamp and are spread evenly")
-        if (known & (rows[:, 3] > 0)).any():  # others may be shown long after they are decoded
-            known &= rows[:, 3] > 0
+        # The k-th frame is shown by the same time after the k-th is decoded, whatever the order.
+        moments = dts + (pts - dts)[both][0] if both.any() else pts
+    known = ~np.isnan(moments)
     order = np.arange(len(pts), dtype=np.float64)
     times = order * step
     if known.any():
         at = np.flatnonzero(known)
+        if len(at) > 1:
+            step = (moments[at[-1]] - moments[at[0]]) / (at[-1] - at[0])
         outside = np.minimum(order - at[0], 0) + np.maximum(order - at[-1], 0)
-        times = np.interp(order, at, pts[at]) + outside * step
+        times = np.interp(order, at, moments[at]) + outside * step
     return (np.sort(times), "frames", notes) if reorders else (times, "packets", notes)
 
 

@@ -36,6 +36,8 @@ def run(*arguments: str, data: bytes = b"") -> tuple[bytes, str]:
     command = [ffmpeg(), "-y", "-hide_banner", "-nostdin", *arguments]
     done = subprocess.run(command, input=data, capture_output=True)
     log = done.stderr.decode(errors="replace")
+    if missing := re.search(r"Unknown encoder '\w+'", log):
+        pytest.skip(f"this FFmpeg command has no such encoder: {missing[0]}")
     assert done.returncode == 0, log
     return done.stdout, log
 

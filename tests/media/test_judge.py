@@ -60,7 +60,10 @@ FAST = [
     Clip("late.mkv", f"{LATE} {H264} {BEEP} -c:a aac", sound=True),
 ]
 SLOW = [
-    *(Clip(f"h264.{kind}", H264) for kind in "mov 3gp m2ts flv f4v nut mkv ts".split()),
+    *(
+        Clip(f"h264.{kind}", H264)
+        for kind in ["mov", "3gp", "m2ts", "flv", "f4v", "nut", "mkv", "ts"]
+    ),
     Clip("fragments.mp4", f"{H264} -movflags frag_keyframe+empty_moov"),
     Clip("shifted.mp4", f"{H264} -output_ts_offset 5"),
     Clip("shifted.ts", f"{H264} -output_ts_offset 5"),
@@ -79,13 +82,13 @@ SLOW = [
     Clip("a.h263", "-c:v h263 -q:v 2 -s 176x144", fps="30000/1001", raw=True),
     Clip("a.obu", AV1, raw=True),
     Clip("mpeg1.mpg", "-c:v mpeg1video -q:v 2 -bf 2"),
-    *(Clip(f"mpeg2.{kind}", MPEG2) for kind in "mpg vob ts mxf wtv".split()),
+    *(Clip(f"mpeg2.{kind}", MPEG2) for kind in ["mpg", "vob", "ts", "mxf", "wtv"]),
     Clip("mpeg2.gxf", "-c:v mpeg2video -q:v 2 -vf scale=720:576", within=0.05),
-    *(Clip(f"mpeg4.{kind}", MPEG4) for kind in "avi mp4 mkv".split()),
+    *(Clip(f"mpeg4.{kind}", MPEG4) for kind in ["avi", "mp4", "mkv"]),
     Clip("mpeg4.3gp", "-c:v mpeg4 -q:v 2"),
     Clip("in_order.avi", H264_NO_B),
     Clip("ntsc.avi", H264_NO_B, fps="30000/1001"),
-    *(Clip(f"{name}.avi", f"-c:v {name}") for name in "mjpeg ffvhuff rawvideo cinepak".split()),
+    *(Clip(f"{name}.avi", f"-c:v {name}") for name in ["mjpeg", "ffvhuff", "rawvideo", "cinepak"]),
     Clip("wmv2.wmv", "-c:v wmv2 -q:v 2"),
     Clip("wmv1.asf", "-c:v wmv1 -q:v 2"),
     Clip("msmpeg4.avi", "-c:v msmpeg4 -q:v 2"),
@@ -96,8 +99,8 @@ SLOW = [
     Clip("vp8.webm", "-c:v libvpx -deadline realtime -cpu-used 8 -crf 6 -b:v 2M -pix_fmt yuv420p"),
     Clip("vp9.webm", f"{VP9} -auto-alt-ref 1 -lag-in-frames 10"),
     Clip("vp9.ivf", VP9),
-    *(Clip(f"av1.{kind}", AV1) for kind in "mp4 mkv ivf".split()),
-    *(Clip(f"dv.{kind}", DV) for kind in "dv avi mov".split()),
+    *(Clip(f"av1.{kind}", AV1) for kind in ["mp4", "mkv", "ivf"]),
+    *(Clip(f"dv.{kind}", DV) for kind in ["dv", "avi", "mov"]),
     Clip("prores.mov", "-c:v prores_ks -pix_fmt yuv422p10le"),
     Clip("dnxhr.mxf", "-c:v dnxhd -profile:v dnxhr_lb -vf scale=320:128,format=yuv422p"),
     Clip("animation.mov", "-c:v qtrle"),
@@ -106,15 +109,15 @@ SLOW = [
     Clip("a.gif"),
     Clip("a.apng", "-c:v apng"),
     Clip("vvc.mp4", "-c:v libvvenc -preset faster -qp 15 -pix_fmt yuv420p10"),
-    *(Clip(f"tenth.{kind}", H264, "1/10", 12) for kind in "mp4 mkv ts flv".split()),
+    *(Clip(f"tenth.{kind}", H264, "1/10", 12) for kind in ["mp4", "mkv", "ts", "flv"]),
     Clip("twentieth.ts", H264, "1/20", 12),
     Clip("tenth.avi", H264_NO_B, "1/10", 12),
     Clip("tenth.gif", fps="1/10", frames=12),
-    *(Clip(f"one.{kind}", H264, frames=1) for kind in "mp4 mkv ts flv".split()),
+    *(Clip(f"one.{kind}", H264, frames=1) for kind in ["mp4", "mkv", "ts", "flv"]),
     Clip("one.gif", frames=1),
     Clip("one.avi", H264_NO_B, frames=1),
     Clip("one.h264", H264, frames=1, raw=True),
-    *(Clip(f"uneven.{kind}", f"{UNEVEN} {H264}") for kind in "mp4 mkv ts flv".split()),
+    *(Clip(f"uneven.{kind}", f"{UNEVEN} {H264}") for kind in ["mp4", "mkv", "ts", "flv"]),
     Clip("uneven.avi", f"{UNEVEN} {H264_NO_B}"),
     Clip("uneven.webm", f"{UNEVEN} {VP9}"),
     Clip("uneven.wmv", f"{UNEVEN} -c:v wmv2 -q:v 2"),
@@ -123,7 +126,7 @@ SLOW = [
     Clip("uneven.apng", f"{UNEVEN} -c:v apng"),
     *(
         Clip(f"sound.{kind}", f"{H264} {BEEP} -c:a aac -ar 44100", sound=True)
-        for kind in "mp4 mkv ts m2ts mov flv nut".split()
+        for kind in ["mp4", "mkv", "ts", "m2ts", "mov", "flv", "nut"]
     ),
     Clip("sound.avi", f"{H264_NO_B} {BEEP} -c:a mp3", sound=True),
     Clip("sound.mpg", f"{MPEG2} {BEEP}", sound=True),
@@ -138,12 +141,12 @@ SLOW = [
 
 def make(folder: Path, clip: Clip) -> Path:
     sine = ["-f", "lavfi", "-i", "sine=f=1000:r=48000:d=2"] if clip.sound else []
-    arguments = [
-        word.replace("'", "") if "setpts" not in word and "volume" not in word else word
-        for word in clip.arguments.split()
-    ]
     return ffmpeg.encode(
-        folder / clip.name, *arguments, fps=clip.fps, frames=clip.frames, sound=sine
+        folder / clip.name,
+        *clip.arguments.split(),  # quotes in them are the filters' own
+        fps=clip.fps,
+        frames=clip.frames,
+        sound=sine,
     )
 
 
