@@ -20,8 +20,9 @@ from .container import (
     stream_start,
     video_stream,
 )
+from .joints import Joint, StreamPackets
 from .media_file import MediaFile
-from .packets import CUT_OFF, decode, whole_packets
+from .packets import CUT_OFF, decode
 
 logger = logging.getLogger(__name__)
 
@@ -73,16 +74,16 @@ def read_audio(
     if channel not in ("mix", "first"):
         raise InputError(f'channel: got {channel!r}, expected "mix" or "first"')
     check_range(start, end)
-    name, tried = os.fspath(path), 0
+    file, name, tried = MediaFile.of(path), os.fspath(path), 0
     while True:
         with open_media(path, "audio") as container:
             stream, left = _choose(container, name, tried)
             number = stream.index  # a closed container's streams are gone
-            zero = _zero(path, container, stream)
+            zero, joints = _clock(file, container, stream)
             declared = declared_end(container, stream, stream_start(container, stream))
             track = _Track(sample_rate, channel, zero)
             stop = math.inf if end is None else zero + end
-            track.read(container, stream, stop)
+            track.read(StreamPackets(container, stream, joints), stop)
         if track.heard is not None or not (left or track.damaged):
             break
         logger.warning("%s: nothing of its audio track %d can be decoded", name, number)
@@ -141,16 +142,18 @@ def _choose(container: Any, name: str, tried: int) -> tuple[Any, int]:
     return usable[tried], len(usable) - tried - 1
 
 
-def _zero(path: str | os.PathLike[str], container: Any, stream: Any) -> float:
-    """Time stamp (s) at which the file's pictures begin, or its sound where there are none."""
-    picture = video_stream(container)
-    if picture is not None and picture.start_time is None:  # only its packets know
+def _clock(file: MediaFile, container: Any, stream: Any) -> tuple[float, tuple[Joint, ...] | None]:
+    """Time stamp (s) at which the file's pictures begin, and where they were joined.
+
+    Those of the sound (None: found while reading) if there are no pictures.
+    """
+    if video_stream(container) is not None:
         try:
-            index = MediaFile.of(path).index
-            return index.start * index.tick
+            index = file.index
+            return index.start * index.tick, index.joints
         except InputError:
-            picture = None
-    return stream_start(container, stream if picture is None else picture)
+            pass
+    return stream_start(container, stream), None
 
 
 class _Track:
@@ -164,13 +167,14 @@ class _Track:
         self._resampler: Any = None
         self._form: tuple[Any, ...] = ()
 
-    def read(self, container: Any, stream: Any, stop: float) -> None:
+    def read(self, packets: StreamPackets, stop: float) -> None:
         """Decode from the beginning up to time stamp `stop` (s).
 
         Without seeking: after a seek, MP3 and others know their position only roughly, and sound
         decodes at hundreds of times real time.
         """
-        for packet in whole_packets(container, stream):
+        stream = packets.stream
+        for packet in packets:
             for frame in self._decode(stream, packet):
                 self.add(frame, float(stream.time_base))
             # A little more than asked for, so that the resampler's filter sees real samples.
@@ -179,6 +183,7 @@ class _Track:
         else:
             for frame in self._decode(stream, None):
                 self.add(frame, float(stream.time_base))
+        self.damaged += len(packets.lost)
         self.flush()
 
     def waveform(self, start: float, end: float | None) -> np.ndarray:

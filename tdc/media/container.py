@@ -135,6 +135,12 @@ def stream_start(container: Any, stream: Any) -> float:
     return (container.start_time or 0) / av.time_base
 
 
+def states_tracks(container: Any) -> bool:
+    """Whether the header states the length of each track, not just that of the longest one."""
+    longest = container.format.name in ("flv", "live_flv", "asf", "rm", "wtv")
+    return not longest or len(container.streams) == 1
+
+
 def declared_end(container: Any, stream: Any, start: float) -> float | None:
     """Time stamp (s) at which the stream that begins at `start` ends according to the header.
 
@@ -144,9 +150,18 @@ def declared_end(container: Any, stream: Any, start: float) -> float | None:
     tag = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
     if tag:
         return int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3])
+    # These have no header that says so: FFmpeg estimates from the last time stamp or the bit rate.
+    flags = av.format.Flags
+    if container.format.flags & (flags.ts_discont.value | flags.no_timestamps.value):
+        return None
+    if stream.type == "audio" and container.streams.video and not states_tracks(container):
+        return None
     if stream.duration is not None and stream.duration > 0:
-        return start + float(stream.duration * stream.time_base)
-    if container.duration and len(container.streams) == 1:
+        length = float(stream.duration * stream.time_base)
+        # An edit list that begins with a pause is counted from 0, an MP4 without one from `start`.
+        pause = container.format.name.startswith("mov") and length > start
+        return length if pause else start + length
+    if container.duration and (len(container.streams) == 1 or not states_tracks(container)):
         return container.duration / av.time_base
     return None
 

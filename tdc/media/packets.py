@@ -13,40 +13,49 @@ Times here are integers in ticks of the stream's time base: nothing is decided b
 
 from __future__ import annotations
 
+import itertools
 import logging
+import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ..errors import InputError
 from . import pyav as av
-from .container import declared_end
+from .container import declared_end, open_media, states_tracks
+from .frame_times import Counted, all_keys, frame_times, nominal_step
+from .joints import Joint, StreamPackets
 
 logger = logging.getLogger(__name__)
 
 # A video is called cut off when it ends this much (s) before its header says. Headers are off by a
 # frame or by the padding of the sound, not by more.
 CUT_OFF = 0.5
-
-# Decoding times only rise. Where they fall by more than this (s), or rise by more than half a day
-# (the 33 bits of a transport stream's clock are 26.5 h), another recording begins: files joined
-# byte by byte, a camera that restarted. What follows is moved to where the one before ended.
-_FALLS, _RISES = 0.2, 12 * 3600.0
+# Time stamps are rounded to 1 ms in Matroska and FLV; coarser ticks are the file's own choice.
+MAX_SLACK = 0.0005
 
 
 @dataclass(frozen=True)
 class PacketIndex:
-    """What the packets of a video stream say, in ticks (start and end: ticks, possibly broken)."""
+    """What the packets of a video stream say; times in ticks (start and end possibly broken)."""
 
     shown: np.ndarray  # int64 [P], ascending: the moment each frame comes up
-    keys: np.ndarray  # int64 [G], ascending: frames at which decoding can start
-    start: float  # 0 of the clock that users see
+    numbers: np.ndarray  # int64 [P]: the packet of each frame, counted in the file
+    keys: np.ndarray  # int64 [G], ascending: packets at which decoding can start
+    key_times: np.ndarray  # int64 [G]: the moments of their frames
+    counted: Counted  # where the file's own time stamps are of no use
+    stamps: np.ndarray  # int64 [packets of the file]: their moments, if these are counted
+    start: float  # 0 of the clock that users see: the first frame
     end: float  # where the last frame goes
     declared: float | None  # the end according to the header
     tick: float  # seconds
+    joints: tuple[Joint, ...]  # where recordings were joined
+    lost: np.ndarray  # int64 [L]: the moments of broken packets, left out
+    marked: np.ndarray  # int64 [M]: those of packets that may be damaged
+    notes: tuple[str, ...]  # what a user should know, whatever part of the video is asked for
 
     @property
     def duration(self) -> float:
@@ -63,6 +72,15 @@ class PacketIndex:
         gap = 0.0 if self.declared is None else (self.declared - self.end) * self.tick
         return gap if gap > CUT_OFF else 0.0
 
+    @property
+    def slack(self) -> float:
+        """Seconds by which a time stamp may be late because it was rounded.
+
+        Half a tick: 1/3 s is not before the frame stamped 0.333. The ticks of AVI and y4m are whole
+        frames (0.1 frames/s: 10 s), and nothing there is rounded.
+        """
+        return min(self.tick / 2, MAX_SLACK)
+
 
 def scan_video(
     container: Any, stream: Any, path: str | os.PathLike[str]
@@ -71,102 +89,93 @@ def scan_video(
 
     Returns the index and that frame. Raises `InputError` if the stream holds no frame.
     """
-    opened = stream.start_time  # FFmpeg changes it while it reads packets without a decoding time
-    shown: list[int] = []
-    keys: list[int] = []
+    packets = StreamPackets(container, stream)
     frames: list[Any] = []
-    first, last, packets = None, -(2.0**63), 0
-    for packet in whole_packets(container, stream):
-        packets += 1
+    rows: list[tuple[float, float, int, bool, bool]] = []
+    for packet in packets:
         if not frames:
             frames += decode(stream, packet) or []
-        if packet.pts is None:
-            continue
-        first = packet.pts if first is None else first
-        if packet.is_keyframe:
-            keys.append(packet.pts)
-        if not packet.is_discard:  # an edit list may need a frame decoded but not shown
-            shown.append(packet.pts)
-            last = max(last, packet.pts + (packet.duration or 0))
-    if not packets:
+        pts = math.nan if packet.pts is None else packet.pts
+        dts = math.nan if packet.dts is None else packet.dts
+        rows.append((pts, dts, packet.duration or 0, packet.is_keyframe, packet.is_discard))
+    if not rows:
         raise InputError(f"no frames: the video track of {path} is empty")
-    if first is None or not shown:
-        raise InputError(f"no frames in {path} that carry a time stamp; remux it, e.g. to MP4")
     frames = frames or decode(stream, None) or []
     if not frames:
         raise InputError(f"no frames: no picture of {path} can be decoded")
-    if not keys:
-        keys = [first]
-    ordered = np.unique(np.array(shown, dtype=np.int64))
-    ordered = ordered[ordered >= min(keys)] if ordered[-1] >= min(keys) else ordered
-    starts = np.unique(np.array(keys, dtype=np.int64))
-    return _index(container, stream, opened, ordered, starts, last), frames[0]
+    index = _index(packets, np.array(rows, dtype=np.float64), frames[0].pts)
+    if index.missing and not states_tracks(container) and _sound_reaches(path, index):
+        index = replace(index, declared=None)
+    return index, frames[0]
 
 
-def _index(
-    container: Any,
-    stream: Any,
-    opened: int | None,
-    shown: np.ndarray,
-    keys: np.ndarray,
-    last: float,
-) -> PacketIndex:
-    tick = float(stream.time_base)
-    start = float(shown[0])
-    if opened is not None:  # later than the first frame if probing read past that
-        start = min(float(opened), start)
+def _index(packets: StreamPackets, rows: np.ndarray, first: int | None) -> PacketIndex:
+    """Index of packets [P, (pts, dts, duration, keyframe, hidden)]; `first`: pts of a decoder's
+    first frame."""
+    container, stream = packets.container, packets.stream
+    tick, order = float(stream.time_base), np.arange(len(rows))
+    key, hidden = rows[:, 3] > 0, rows[:, 4] > 0  # an edit list may need frames that are not shown
+    times, counted, notes = frame_times(container, stream, rows)
+    stamped = ~np.isnan(times)
+    key &= stamped
+    if not key.any() or (key.all() and not all_keys(container, stream)):
+        key = order == np.argmax(stamped)
+    keys = np.flatnonzero(key)
+    # Nothing leads to what is decoded before the first keyframe. Of frames decoded after it and
+    # shown before it, only the decoder knows which ones can be seen.
+    seen = order >= keys[0]
+    if counted is None and first is not None:
+        seen = (seen & (times >= times[keys[0]])) | (times >= first)
+    hidden |= ~stamped
+    seen &= ~hidden
+    if left_out := int((~seen & ~hidden).sum()):
+        notes.append(f"{left_out} pictures before the first keyframe are left out")
+    if not seen.any():
+        seen[keys[0]] = True
+    numbers = np.flatnonzero(seen)
+    numbers = numbers[np.argsort(times[numbers], kind="stable")]
+    shown = np.round(times[numbers]).astype(np.int64)
+    if counted != "frames":  # of frames of one moment the last one stays
+        stays = np.append(np.diff(shown) > 0, True)
+        shown, numbers = shown[stays], numbers[stays]
     # Transport streams, FLV and AVI give packets no true duration: take the usual step.
     step = float(np.median(np.diff(shown))) if len(shown) > 1 else 0.0
-    end = max(last, shown[-1] + step)
-    seconds = declared_end(container, stream, start * tick)
+    end = shown[-1] + (max(rows[numbers[-1], 2], step) or nominal_step(stream))
+    seconds = declared_end(container, stream, float(shown[0] * tick))
     declared = None if seconds is None else seconds / tick
-    if declared is not None and 0 < (declared - end) * tick <= CUT_OFF:
-        end = declared
-    if end <= start:  # one frame without a duration: one step of the nominal rate
-        end = start + 1 / float(stream.average_rate or 25) / tick
-    return PacketIndex(shown, keys, start, float(end), declared, tick)
+    if declared is not None and shown[-1] < declared <= end + CUT_OFF / tick:
+        end = declared if states_tracks(container) else end
+    if packets.skipped:
+        notes.append(f"its time stamps jump ahead by {packets.skipped:.1f} s, which are left out")
+    if packets.error is not None:
+        notes.append(f"it is read up to {(end - shown[0]) * tick:.1f} s only ({packets.error})")
+    stamps = np.round(np.nan_to_num(times)).astype(np.int64)
+    return PacketIndex(
+        shown=shown,
+        numbers=numbers,
+        keys=keys,
+        key_times=stamps[keys],
+        counted=counted,
+        stamps=stamps if counted == "packets" else stamps[:0],
+        start=float(shown[0]),
+        end=float(end),
+        declared=declared,
+        tick=tick,
+        joints=tuple(packets.joints),
+        lost=np.array(packets.lost, dtype=np.int64),
+        marked=np.array(packets.marked, dtype=np.int64),
+        notes=tuple(notes),
+    )
 
 
-def whole_packets(container: Any, stream: Any) -> Iterator[Any]:
-    """Undamaged packets of the stream, up to the end of the file or the first hole in it.
-
-    Their time stamps go on where those of the file start again.
-    """
-    clock = _Clock(float(stream.time_base))
-    try:
-        for packet in container.demux(stream):
-            if packet.size and not packet.is_corrupt:
-                clock.correct(packet)
-                yield packet
-    except av.error.FFmpegError as error:
-        logger.debug("reading packets stopped: %s", error)
-
-
-class _Clock:
-    """Moves the time stamps of packets that begin another recording behind the one before."""
-
-    def __init__(self, tick: float) -> None:
-        self._falls, self._rises = round(_FALLS / tick), round(_RISES / tick)
-        self._last: int | None = None  # decoding time in the file
-        self._end = 0  # where the last frame so far goes, moved
-        self._step = 0
-        self._shift = 0
-
-    def correct(self, packet: Any) -> None:
-        pts, dts = packet.pts, packet.dts
-        if dts is not None:
-            if self._last is not None and not -self._falls <= dts - self._last <= self._rises:
-                logger.debug("time stamps start again: %s", packet)
-                self._shift = self._end - (dts if pts is None else pts)
-            elif self._last is not None and dts > self._last:
-                # The shortest: a damaged packet, which is left out, makes one of them longer.
-                step = dts - self._last
-                self._step = min(step, self._step) if self._step else step
-            self._last = dts
-            packet.dts = dts + self._shift
-        if pts is not None:
-            packet.pts = pts + self._shift
-            self._end = max(self._end, packet.pts + (packet.duration or self._step))
+def _sound_reaches(path: str | os.PathLike[str], index: PacketIndex) -> bool:
+    """Whether the sound goes up to the end that the header states: then no picture is missing."""
+    end = 0.0
+    with open_media(path) as container:
+        for packet in container.demux(list(container.streams.audio)):
+            if packet.pts is not None:
+                end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+    return end >= (index.declared or 0) * index.tick - CUT_OFF
 
 
 def decode(stream: Any, packet: Any) -> list[Any] | None:
@@ -194,9 +203,11 @@ class FrameReader:
 
         A time before the first frame gets the first frame. Yields nothing if nothing decodes.
         """
-        limits = times + 0.5  # half a tick: 1/3 s is not before the frame stamped 0.333
+        limits = times + self.index.slack / self.index.tick
         held, position = None, 0
         for frame in self._needed(limits):
+            if frame.pts is None:
+                continue
             while held is not None and position < len(limits) and frame.pts > limits[position]:
                 yield held
                 position += 1
@@ -207,18 +218,25 @@ class FrameReader:
 
     def _needed(self, limits: np.ndarray) -> Iterator[Any]:
         """Decode, in order of showing, at least the frames on screen at `limits`."""
-        groups = self._groups(limits)
-        due: set[int] = set()  # frames wanted of the groups the decoder is in
+        shown = self.index.shown
+        wanted = np.maximum(np.searchsorted(shown, limits, side="right") - 1, 0)
+        if self.index.counted == "frames":
+            yield from self._first(int(wanted[-1]) + 1)
+            return
+        groups = self._groups(wanted)
+        due: set[int] = set()  # packets wanted of the groups the decoder is in
         running = False
-        for packet in whole_packets(self.container, self.stream):
-            if packet.pts in groups:
-                due |= groups.pop(packet.pts)
+        for number, packet in enumerate(StreamPackets(self.container, self.stream)):
+            if number in groups:
+                due |= groups.pop(number)
                 if not running:
                     self.stream.codec_context.flush_buffers()
                     running = True
             if not running:
                 continue
-            due.discard(packet.pts)
+            due.discard(number)
+            if self.index.counted == "packets":
+                packet.pts = packet.dts = int(self.index.stamps[number])
             yield from self._decode(packet)
             if not due:  # all it takes is in the decoder: empty it, and skip to the next group
                 yield from self._decode(None)
@@ -228,15 +246,39 @@ class FrameReader:
         if running:
             yield from self._decode(None)
 
-    def _groups(self, limits: np.ndarray) -> dict[int, set[int]]:
-        """Keyframe -> the frames wanted that are decoded from it."""
-        shown, keys = self.index.shown, self.index.keys
-        wanted = shown[np.maximum(np.searchsorted(shown, limits, side="right") - 1, 0)]
-        keyed = keys[np.maximum(np.searchsorted(keys, wanted, side="right") - 1, 0)]
+    def _groups(self, wanted: np.ndarray) -> dict[int, set[int]]:
+        """Packet of a keyframe -> the packets wanted that are decoded from it.
+
+        That is the last keyframe before the packet in the file that is not shown after it.
+        """
+        keys, key_times = self.index.keys, self.index.key_times
+        wanted = np.unique(wanted)
+        numbers, times = self.index.numbers[wanted], self.index.shown[wanted]
+        chosen = np.maximum(np.searchsorted(keys, numbers, side="right") - 1, 0)
+        while (late := (key_times[chosen] > times) & (chosen > 0)).any():
+            chosen -= late
         groups: dict[int, set[int]] = {}
-        for key, frame in zip(keyed.tolist(), wanted.tolist(), strict=True):
-            groups.setdefault(key, set()).add(frame)
+        for key, number in zip(keys[chosen].tolist(), numbers.tolist(), strict=True):
+            groups.setdefault(key, set()).add(number)
         return groups
+
+    def _first(self, count: int) -> Iterator[Any]:
+        """Decode the first `count` frames and count off their times.
+
+        Only the decoder knows in which order packets without time stamps are shown.
+        """
+        shown, number = self.index.shown, 0
+        packets = StreamPackets(self.container, self.stream)
+        first = int(self.index.keys[0])
+        for packet in itertools.chain(itertools.islice(packets, first, None), (None,)):
+            refused = self.damaged
+            for frame in self._decode(packet):
+                frame.pts = int(shown[min(number, len(shown) - 1)])
+                number += 1
+                yield frame
+                if number == count:
+                    return
+            number += self.damaged - refused
 
     def _decode(self, packet: Any) -> list[Any]:
         frames = decode(self.stream, packet)

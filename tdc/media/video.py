@@ -154,8 +154,8 @@ def _sample_times(
     """Times [L] in seconds from the start of the video: start + k/fps before the end."""
     first = start or 0.0
     last = min(index.duration, math.inf if end is None else end)
-    # Half a tick: 24.000001 s of video at 1 fps are 24 samples, not 25.
-    count = math.ceil((last - first - index.tick / 2) * fps - 1e-9)
+    # 24.000001 s of video at 1 fps are 24 samples, not 25.
+    count = math.ceil((last - first - index.slack) * fps - 1e-9)
     if first > 0 and count < 1:
         raise InputError(f"start: got {first} s, but {path} is {index.duration:.2f} s long")
     return first + np.arange(max(count, 1)) / fps
@@ -201,5 +201,13 @@ def _warnings(
     if index.missing and last > index.duration:
         length = index.duration + index.missing
         yield f"{path} is cut off: it holds {index.duration:.1f} s of {length:.1f} s"
+    # The last packet of a file that is cut off is damaged too, and said already.
+    limit = min(index.end, index.start + last / index.tick)
+    damaged += int((index.lost < limit).sum())
     if damaged:
         yield f"{path}: {damaged} damaged packets were skipped"
+    marked = int((index.marked < limit).sum())
+    if marked:
+        yield f"{path}: data is missing in {marked} places; pictures after them may be wrong"
+    for note in index.notes:
+        yield f"{path}: {note}"

@@ -186,3 +186,40 @@ def truncate(source: Path, target: Path, share: float) -> Path:
     data = source.read_bytes()
     target.write_bytes(data[: int(len(data) * share)])
     return target
+
+
+def set_edits(path: Path, edits: Sequence[tuple[float | None, float]]) -> Path:
+    """Give the first track of an MP4 (index at its end) an edit list of (start, length) in seconds.
+
+    A start of None shows nothing for that long. Start 0 is the first moment of the pictures.
+    """
+    data = bytearray(path.read_bytes())
+    moov = data.rindex(b"moov") - 4
+    movie = _scale(data, data.index(b"mvhd", moov))
+    media = _scale(data, data.index(b"mdhd", moov))
+    old = data.index(b"edts", moov) - 4
+    size = int.from_bytes(data[old : old + 4], "big")
+    shift = int.from_bytes(data[old + 28 : old + 32], "big")  # of the one edit: the B-frames' delay
+    entries = b"".join(
+        round(length * movie).to_bytes(4, "big")
+        + (-1 if start is None else shift + round(start * media)).to_bytes(4, "big", signed=True)
+        + (1 << 16).to_bytes(4, "big")
+        for start, length in edits
+    )
+    elst = _box(b"elst", bytes(4) + len(edits).to_bytes(4, "big") + entries)
+    edts = _box(b"edts", elst)
+    for box in (moov, data.index(b"trak", moov) - 4):
+        grown = int.from_bytes(data[box : box + 4], "big") + len(edts) - size
+        data[box : box + 4] = grown.to_bytes(4, "big")
+    data[old : old + size] = edts
+    path.write_bytes(data)
+    return path
+
+
+def _box(name: bytes, body: bytes) -> bytes:
+    return (8 + len(body)).to_bytes(4, "big") + name + body
+
+
+def _scale(data: bytearray, header: int) -> int:
+    """Ticks a second in an mvhd or mdhd box of version 0."""
+    return int.from_bytes(data[header + 16 : header + 20], "big")
