@@ -41,10 +41,8 @@ def open_media(path: str | os.PathLike[str], kind: str = "video") -> Any:
         raise InputError(f"not {wanted}: {name} is empty (0 bytes)")
     try:
         # "file:" keeps FFmpeg from reading a name such as "a:b.mp4" as a network protocol.
-        container: Any = av.open(
-            f"file:{name}",
-            metadata_errors="replace",
-            container_options={"format_whitelist": _FORMATS, "protocol_whitelist": "file"},
+        container = av.open_input(
+            f"file:{name}", {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
         )
     except (av.error.FFmpegError, OSError) as error:
         raise InputError(_why_not_opened(name, wanted, error)) from None
