@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import math
 from collections.abc import Iterator
@@ -211,7 +210,6 @@ def _chunks(file: MediaFile, info: VideoInfo, fps: float, update: Update) -> Ite
         )
         if last:
             return
-        gc.collect()  # PyAV's frames are in cycles: 2000 of 1280 x 720 kept 290 MB
 
 
 def _by_dinov2(arguments: Any) -> _Found:

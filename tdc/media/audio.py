@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 _JUMP = 0.1
 
 
+@av.frees_on_error
 def has_audio(path: str | os.PathLike[str]) -> bool:
     """Whether the file has an audio track, which need not be one that FFmpeg can decode.
 
@@ -40,6 +41,7 @@ def has_audio(path: str | os.PathLike[str]) -> bool:
         return bool(audio_streams(container))
 
 
+@av.frees_on_error
 def read_audio(
     path: str | os.PathLike[str],
     *,
@@ -59,8 +61,8 @@ def read_audio(
     Args:
         path: a local video or audio file.
         sample_rate: Hz of the result (BEATs: 16000).
-        channel: "mix" averages the channels down to mono; "first" takes the first one, as the
-            released code does.
+        channel: "mix" is the mean of all channels, whatever their places (of 5.1 also the low
+            frequencies), before resampling; "first" takes the first one, as the released code does.
         start, end: seconds from time 0; default everything.
 
     Memory: 4 bytes a sample, twice while joining (an hour at 16 kHz: 2 x 230 MB).
@@ -139,6 +141,7 @@ def _choose(container: Any, name: str, tried: int) -> tuple[Any, int]:
         raise InputError(f"cannot read {name}: this FFmpeg has no decoder for its audio codec")
     if tried >= len(usable):
         raise InputError(f"cannot read {name}: nothing of its audio track can be decoded")
+    av.forget_positions(usable[tried])
     return usable[tried], len(usable) - tried - 1
 
 
@@ -164,7 +167,8 @@ class _Track:
         self.heard: float | None = None  # time stamp (s) up to which sound was decoded
         self.damaged = 0
         self._pieces: list[tuple[int, list[np.ndarray]]] = []
-        self._resampler: Any = None
+        self._floats: Any = None  # makes them of frames, at the sound's own rate
+        self._resampler: Any = None  # of the mono sound, unless it has the rate already
         self._form: tuple[Any, ...] = ()
 
     def read(self, packets: StreamPackets, stop: float) -> None:
@@ -212,46 +216,37 @@ class _Track:
             time = self.zero
         form = (frame.format.name, frame.layout.name, frame.sample_rate)
         frame.pts = None  # the pieces keep the time
-        seconds = frame.samples / frame.sample_rate
-        if self.heard is None or form != self._form or abs(time - self.heard) > _JUMP:
-            self.flush()
-            if not self._begin(frame, time):
-                self.damaged += 1
-                return
-            self._form, self.heard = form, time
-        else:
+        try:
+            if self.heard is None or form != self._form or abs(time - self.heard) > _JUMP:
+                self.flush()
+                self._pieces.append((round((time - self.zero) * self.sample_rate), []))
+                self._floats, self._form, self.heard = av.Resampler(frame), form, time
             self._push(frame)
-        self.heard += seconds
+        except (av.error.FFmpegError, ValueError) as error:
+            logger.debug("%s is not converted: %s", frame, error)
+            self._floats, self._resampler, self._form = None, None, ()
+            self.damaged += 1
+        else:
+            self.heard += frame.samples / frame.sample_rate
 
     def flush(self) -> None:
         """Empty the resampler, which ends the piece."""
         if self._resampler is not None:
-            self._push(None)
-        self._resampler = None
-
-    def _begin(self, frame: Any, time: float) -> bool:
-        """Start a piece at time stamp `time` (s); False if the frame's form is none to resample."""
-        self._pieces.append((round((time - self.zero) * self.sample_rate), []))
-        # FFmpeg knows no mix for some pairs of channels: those are averaged here.
-        for layout in ("mono", frame.layout) if self.channel == "mix" else (frame.layout,):
-            self._resampler = av.AudioResampler(
-                format="flt",  # PyAV reads planes beyond the eighth channel from nowhere
-                layout=layout,
-                rate=self.sample_rate,
-                # Without a limit, float stereo is summed at 0.7 + 0.7: loud passages would clip.
-                options={"rematrix_maxval": "1.0"},
-            )
-            try:
-                self._push(frame)
-                return True
-            except (av.error.FFmpegError, ValueError) as error:
-                logger.debug("%s is not resampled: %s", frame, error)
-        self._resampler = None
-        return False
+            self._pieces[-1][1].extend(part[:, 0] for part in self._resampler.convert(None))
+        self._floats = self._resampler = None
 
     def _push(self, frame: Any) -> None:
-        for out in self._resampler.resample(frame):
-            if out is not None and out.samples:
-                channels = out.to_ndarray().reshape(out.samples, -1)
-                wave = channels.mean(axis=1) if self.channel == "mix" else channels[:, 0].copy()
-                self._pieces[-1][1].append(wave)
+        """Mix before resampling: FFmpeg's own mix depends on the channels' places, and has none for
+        some pairs of them."""
+        for part in self._floats.convert(frame):
+            mono = part.mean(axis=1) if self.channel == "mix" else part[:, 0].copy()
+            if frame.sample_rate != self.sample_rate:
+                mono = self._resample(mono, frame.sample_rate)
+            self._pieces[-1][1].append(mono)
+
+    def _resample(self, wave: np.ndarray, rate: int) -> np.ndarray:
+        frame = av.AudioFrame.from_ndarray(wave[None], format="flt", layout="mono")
+        frame.sample_rate = rate
+        if self._resampler is None:
+            self._resampler = av.Resampler(frame, self.sample_rate)
+        return np.concatenate([wave[:0], *(p[:, 0] for p in self._resampler.convert(frame))])

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import re
@@ -41,10 +42,8 @@ def open_media(path: str | os.PathLike[str], kind: str = "video") -> Any:
         raise InputError(f"not {wanted}: {name} is empty (0 bytes)")
     try:
         # "file:" keeps FFmpeg from reading a name such as "a:b.mp4" as a network protocol.
-        container: Any = av.open(
-            f"file:{name}",
-            metadata_errors="replace",
-            container_options={"format_whitelist": _FORMATS, "protocol_whitelist": "file"},
+        container = av.open_input(
+            f"file:{name}", {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
         )
     except (av.error.FFmpegError, OSError) as error:
         raise InputError(_why_not_opened(name, wanted, error)) from None
@@ -65,13 +64,13 @@ def check_file(name: str, wanted: str) -> None:
         raise InputError(f"{name} is a pipe or a device, expected a file")
 
 
-def _why_not_opened(name: str, wanted: str, error: Exception) -> str:
+def _why_not_opened(name: str, wanted: str, error: OSError) -> str:
     if isinstance(error, PermissionError):
         return f"cannot read {name}: permission denied"
     if isinstance(error, av.error.EOFError):
         return f"no frames: {name} ends before its first picture or sound"
     # A format that is not among _FORMATS is an invalid argument to FFmpeg.
-    if isinstance(error, (av.error.InvalidDataError, av.error.ArgumentError)):
+    if isinstance(error, av.error.InvalidDataError) or error.errno == errno.EINVAL:
         with open(name, "rb") as file:
             head = file.read(4096)
         if head[4:8] in (b"ftyp", b"moov", b"mdat"):

@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from . import pyav as av
 from .container import audio_streams, open_media, require_video
 from .orientation import orientation
 from .packets import PacketIndex, scan_video
@@ -90,6 +91,7 @@ def _state(path: str) -> tuple[int, ...] | None:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
+@av.frees_on_error
 def _scan(path: str) -> tuple[PacketIndex, VideoInfo]:
     with open_media(path) as container:
         stream, sounds = require_video(container, path), audio_streams(container)

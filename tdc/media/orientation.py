@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from . import pyav as av
+
 
 @dataclass(frozen=True)
 class Turn:
@@ -25,10 +27,10 @@ class Turn:
 
 def orientation(frame: Any) -> Turn:
     """What the display matrix [a b u; c d v; x y w] asks for: x' = a·x + c·y, y' = b·x + d·y."""
-    for data in frame.side_data:
-        if data.type.name == "DISPLAYMATRIX":
-            a, b, _, c, d = np.frombuffer(data, dtype=np.int32)[:5].tolist()
-            if abs(b) > abs(a):
-                return Turn(True, mirror_x=c < 0, mirror_y=b < 0)
-            return Turn(False, mirror_x=a < 0, mirror_y=d < 0)
-    return Turn()
+    matrix = av.display_matrix(frame)
+    if matrix is None:
+        return Turn()
+    a, b, c, d = matrix
+    if abs(b) > abs(a):
+        return Turn(True, mirror_x=c < 0, mirror_y=b < 0)
+    return Turn(False, mirror_x=a < 0, mirror_y=d < 0)

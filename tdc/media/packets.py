@@ -182,7 +182,7 @@ def decode(stream: Any, packet: Any) -> list[Any] | None:
     """What comes out of the decoder for a packet, or for None, the end; None for a damaged one."""
     try:
         return stream.codec_context.decode(packet)
-    except av.error.FFmpegError as error:
+    except (av.error.FFmpegError, ValueError) as error:  # ValueError: PyAV 19, a codec not opened
         logger.debug("a packet was not decoded: %s", error)
         return None
 

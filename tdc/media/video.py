@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ..errors import InputError
+from . import pyav as av
 from .container import check_file, check_range, open_media, require_video
 from .media_file import MediaFile, VideoInfo
 from .orientation import orientation
@@ -61,6 +62,7 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
     return MediaFile.of(path).info
 
 
+@av.frees_on_error
 def read_video(
     path: str | os.PathLike[str],
     *,
@@ -169,6 +171,7 @@ class _Canvas:
         self.pixels: np.ndarray | None = None
         self.done = 0
         self._last: Any = None
+        self._scaler = av.Scaler()
 
     def put(self, frame: Any) -> None:
         if frame is self._last and self.pixels is not None:
@@ -190,8 +193,7 @@ class _Canvas:
             side = max(frame.width, frame.height)
             scale = min(1.0, (self.max_side or side) / side)
             width, height = (max(1, round(n * scale)) for n in (frame.width, frame.height))
-        rgb = frame.reformat(width=width, height=height, format="rgb24", interpolation="BICUBIC")
-        return turn.apply(rgb.to_ndarray())
+        return turn.apply(self._scaler.rgb(frame, width, height))
 
 
 def _warnings(

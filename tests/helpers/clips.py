@@ -14,6 +14,7 @@ from typing import Any
 
 import av
 import numpy as np
+import pytest
 
 BITS = 10
 TIME_BASE = Fraction(1, 30000)  # fine enough for any time; MPEG-4 allows no more than 1/65535
@@ -134,6 +135,8 @@ def _video_stream(
     if codec in ("libx264", "mpeg4"):
         stream.codec_context.max_b_frames = b_frames if codec == "libx264" else 0
     if rotation or flip:
+        if not hasattr(stream, "set_display_rotation"):
+            pytest.skip("PyAV before 17 writes no display matrix")
         stream.set_display_rotation(rotation, hflip=flip)
     return stream
 

@@ -44,7 +44,7 @@ def test_sound_of_a_video(tmp_path: Path, name: str) -> None:
     first, last = heard(wave)
     assert first == pytest.approx(0, abs=0.005) and last == pytest.approx(1.5, abs=0.005)
     assert pitch(wave[4000:20000]) == pytest.approx(440, abs=2)
-    assert np.abs(wave).max() == pytest.approx(0.5, abs=0.03)
+    assert np.abs(wave[4000:20000]).max() == pytest.approx(0.5, abs=0.03)
 
 
 def test_resampling_keeps_time_and_level(tmp_path: Path) -> None:

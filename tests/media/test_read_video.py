@@ -315,7 +315,7 @@ def test_cover_picture_is_no_video(tmp_path: Path) -> None:
     with av.open(str(path), "w", format="mp4") as out:
         cover = out.add_stream("mjpeg", rate=1)
         cover.width, cover.height, cover.pix_fmt = 96, 64, "yuvj420p"
-        cover.disposition = Disposition.attached_pic
+        cover.disposition = Disposition.attached_pic.value
         sound = out.add_stream("aac", rate=16000, layout="mono")
         out.mux(cover.encode(av.VideoFrame(96, 64, "yuvj420p")))
         out.mux(cover.encode())
