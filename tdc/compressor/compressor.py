@@ -93,7 +93,7 @@ class Compressor(nn.Module):
             nn.init.normal_(self.query_tokens, std=0.02)
 
     def train(self, mode: bool = True) -> Compressor:
-        self.cache.clear()  # whoever trains may write weights in ways that nobody notices
+        self.cache.clear()  # training needs the memory for something else
         return super().train(mode)
 
     def forward(
