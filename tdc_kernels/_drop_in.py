@@ -29,6 +29,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from tdc_kernels import registry
 from tdc_kernels.ops.cross_attention import cross_attention, reference, strategy
+from tdc_kernels.plain import linear_reason
 
 logger = logging.getLogger(__name__)
 
@@ -195,23 +196,6 @@ def module_reason(module: Any) -> str | None:
         for name in ("_output_attentions", "output_attentions", "output_cross_attentions"):
             if fields.get(name):
                 return f"{name.lstrip('_')} is set in its configuration"
-    return None
-
-
-def linear_reason(name: str, layer: nn.Module | None) -> str | None:
-    """Reading the weight of a layer must be the same as calling the layer."""
-    if type(layer) is not nn.Linear:  # LoRA, quantised and parametrised layers are subclasses
-        return f"{name} is not a plain nn.Linear but {type(layer).__name__}"
-    if (
-        layer._forward_hooks
-        or layer._forward_pre_hooks
-        or layer._backward_hooks
-        or layer._backward_pre_hooks
-        or "forward" in layer.__dict__
-    ):
-        return f"{name} has hooks or a forward of its own"
-    if type(layer.weight) not in (nn.Parameter, torch.Tensor):
-        return f"{name}.weight is a {type(layer.weight).__name__}"
     return None
 
 

@@ -6,11 +6,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from tdc_kernels.ops.anchor_queries import anchor_queries
-from tdc_kernels.ops.cross_attention import cross_attention
+from tdc_kernels.ops.cross_attention import cross_attention, reference
 from tdc_kernels.ops.segment_scenes import segment_scenes
+from tdc_kernels.plain import is_plain_linear
 from tdc_kernels.reduce import reduce_frames
 
 
@@ -132,17 +134,63 @@ class CrossAttention(nn.Module):
     ) -> torch.Tensor:
         """``x [M, Q, query_dim]`` -> the same shape; the rest as in ``cross_attention``.
 
-        ``w_key``, ``w_value``: in place of the module's own, for tokens of another width.
+        ``w_key``, ``w_value``: in place of the module's own, for tokens of another width. Where
+        ``key`` or ``value`` is more than a plain ``nn.Linear`` (LoRA, quantisation, hooks, ...) it
+        is called, and no weights, strategy or backend can be given.
         """
-        attended = cross_attention(
-            self.query(x),
-            visual,
-            audio,
-            w_key=self.key.weight if w_key is None else w_key,
-            b_key=self.key.bias,
-            w_value=self.value.weight if w_value is None else w_value,
-            b_value=self.value.bias,
-            num_heads=self.num_heads,
-            **rows,
-        )
+        query = self.query(x.contiguous())
+        if is_plain_linear(self.key, self.value):
+            attended = cross_attention(
+                query,
+                visual,
+                audio,
+                w_key=self.key.weight if w_key is None else w_key,
+                b_key=self.key.bias,
+                w_value=self.value.weight if w_value is None else w_value,
+                b_value=self.value.bias,
+                num_heads=self.num_heads,
+                **rows,
+            )
+        else:
+            given = {"w_key": w_key, "w_value": w_value, **rows}
+            for name in ("w_key", "w_value", "w_key_audio", "w_value_audio", "strategy", "backend"):
+                if given.pop(name, None) is not None:
+                    raise ValueError(
+                        f"{name}: expected None, as key and value are not both plain nn.Linear"
+                    )
+            attended = self._attend_called(query, visual, audio, **given)
         return self.out(attended)
+
+    def _attend_called(
+        self,
+        query: torch.Tensor,
+        visual: torch.Tensor,
+        audio: torch.Tensor | None,
+        index: torch.Tensor | None = None,
+        visual_lengths: torch.Tensor | None = None,
+        audio_lengths: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """``cross_attention`` with keys and values by calls of their layers."""
+        visual, audio, visual_lengths, audio_lengths, mask, index = reference.frames_asked_for(
+            len(query), visual, audio, visual_lengths, audio_lengths, mask, index
+        )
+        hidden = reference.hidden_tokens(visual, audio, visual_lengths, audio_lengths, mask)
+        tokens = reference.known(visual, visual_lengths).to(query.dtype)
+        if audio is not None:
+            heard = reference.known(audio, audio_lengths).to(query.dtype)
+            tokens = torch.cat([tokens, heard], dim=1)  # one call: hooks see a layer's whole input
+        tokens = tokens.contiguous()
+        keys, values = (
+            layer(tokens).to(query.dtype).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+            for layer in (self.key, self.value)
+        )
+        if index is not None:
+            keys, values = keys[index], values[index]
+            hidden = None if hidden is None else hidden[index]
+        seen = None if hidden is None else ~hidden[:, None, None]  # [M, 1, 1, Nv+Na]
+        query = query.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+        attended = F.scaled_dot_product_attention(query, keys, values, attn_mask=seen)
+        if seen is not None:  # a row without any token
+            attended = attended.masked_fill(~seen.any(-1, keepdim=True), 0)
+        return attended.transpose(1, 2).flatten(2)

@@ -16,11 +16,11 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tdc_kernels import ContextPlan, anchor_queries, pack_context
 from tdc_kernels.ops.cross_attention.strategy import has_matrix_units
+from tdc_kernels.plain import is_plain_linear, is_plain_tree
 
 from ..encoder.features import VideoFeatures
 from ..encoder.visual_tokens import VisualTokens
@@ -33,6 +33,7 @@ from .frame_tokens import (
     folded_weights,
     keys_values,
     lengths_tensor,
+    readable,
     sources,
     with_ones,
 )
@@ -92,7 +93,7 @@ class Compressor(nn.Module):
             nn.init.normal_(self.query_tokens, std=0.02)
 
     def train(self, mode: bool = True) -> Compressor:
-        self.cache.clear()  # whoever trains may write weights in ways that nobody notices
+        self.cache.clear()  # training needs the memory for something else
         return super().train(mode)
 
     def forward(
@@ -115,10 +116,10 @@ class Compressor(nn.Module):
         """
         plan = plan.to("cpu")  # read here as numbers; a device map's hooks move every argument
         worker, gradient = self, self._wants_gradient(features)
-        if self.speedups.fp32_on_cpu and self._is_half_on_cpu() and not gradient:
+        if not gradient and self.speedups.fp32_on_cpu and self._is_half_on_cpu():
             worker = self.cache.get("fp32", list(self.parameters()), self._in_fp32)
             worker.speedups = self.speedups
-        if gradient or not self.speedups.fold_projector:
+        if gradient or not (self.speedups.fold_projector and self._readable()):
             final = features.visual.final(dtype=None if gradient else worker.separator.dtype)
             features = replace(features, visual=VisualTokens(final))
         compressed = worker.compress(features, plan, question_ids, question_mask)
@@ -130,7 +131,12 @@ class Compressor(nn.Module):
 
     def _is_half_on_cpu(self) -> bool:
         half = all(p.dtype in (torch.bfloat16, torch.float16) for p in self.parameters())
-        return half and self.separator.device.type == "cpu" and not has_matrix_units()
+        on_cpu = half and self.separator.device.type == "cpu"
+        return on_cpu and not has_matrix_units() and is_plain_tree(self)
+
+    def _readable(self) -> bool:
+        """Whether the cross-attentions may be used by their weights, not by calls."""
+        return readable(self.qformer.layers)
 
     def _in_fp32(self) -> Compressor:
         """A copy to compute with, twice as large as the half-precision weights."""
@@ -147,7 +153,11 @@ class Compressor(nn.Module):
         if features.audio is None or self.audio_proj is None:
             return None
         audio = features.audio if frames is None else features.audio[frames]
-        return self.audio_proj(audio.to(self.audio_proj.weight.dtype))
+        return self.audio_proj(audio.to(self._dtype_of(self.audio_proj)).contiguous())
+
+    def _dtype_of(self, layer: nn.Module) -> torch.dtype:
+        """What a linear layer takes; of one that is more than its weights, the compressor's."""
+        return layer.weight.dtype if is_plain_linear(layer) else self.separator.dtype  # type: ignore
 
     def compress(
         self,
@@ -203,7 +213,9 @@ class Compressor(nn.Module):
         """What the rows attend to. Where gradients are wanted nothing is folded."""
         speedups, visual, heard = self.speedups, features.visual, features.audio
         blocks = self.qformer.cross_attentions()
-        folded = self.audio_proj if speedups.fold_audio and not gradient else None
+        read = not gradient and self._readable()
+        folds = read and speedups.fold_audio and is_plain_linear(self.audio_proj)
+        folded = self.audio_proj if folds else None
         if heard is None or folded is None:
             audio = self.project_audio(features)
         else:
@@ -217,7 +229,7 @@ class Compressor(nn.Module):
             None if audio is None else lengths_tensor(features.audio_lengths, audio),
             weights,
         )
-        if gradient or not speedups.joint_keys_values:
+        if not (read and speedups.joint_keys_values):
             return frames
         key = (tuple(index.tolist()), features.visual_lengths, features.audio_lengths)
         compute = partial(keys_values, frames, blocks)
@@ -237,7 +249,8 @@ class Compressor(nn.Module):
     def _graphs_pay(self, device: torch.device) -> bool:
         # Kept keys and values belong to one video: there would be a graph for each.
         speedups = self.speedups
-        return speedups.cuda_graphs and not speedups.joint_keys_values and device.type == GRAPHS_ON
+        wanted = speedups.cuda_graphs and device.type == GRAPHS_ON
+        return wanted and not speedups.joint_keys_values and is_plain_tree(self)
 
     def _graphed(
         self, asked: Mapping[str, Tensor | None], frames: FrameTokens, group: Tensor
@@ -269,6 +282,8 @@ class Compressor(nn.Module):
         if self.query_tokens is not None:
             return self._learned_queries(plan)
         assert self.query_proj is not None
+        if not is_plain_linear(self.query_proj):  # may do something else with the same parameters
+            return self._pooled_queries(features, plan)
         return self._kept(
             "queries",
             [*features.visual.tensors(), *self.query_proj.parameters()],
@@ -286,7 +301,7 @@ class Compressor(nn.Module):
 
     def _pooled_queries(self, features: VideoFeatures, plan: ContextPlan) -> Tensor:
         assert self.query_proj is not None
-        weight, bias = self.query_proj.weight, self.query_proj.bias
+        dtype = self._dtype_of(self.query_proj)
         anchors = plan.anchors.tolist()
         visual, frames = features.visual.values, anchors
         if features.visual.token_map is not None:
@@ -302,7 +317,7 @@ class Compressor(nn.Module):
         for (length, count), members in by_length.items():
             index = torch.tensor([frames[rows[m]] for m in members], device=visual.device)
             pooled = anchor_queries(visual[:, :length], count, index=index)
-            queries = F.linear(pooled.to(weight.dtype), weight, bias)
+            queries = self.query_proj(pooled.to(dtype))
             ragged = plan.compressed_lengths is not None
             pieces.append(queries[:, slots(count, plan.num_queries)] if ragged else queries)
             order += members

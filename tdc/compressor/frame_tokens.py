@@ -9,7 +9,7 @@ one product of weights and is done once per load.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tdc_kernels.nn import CrossAttention
+from tdc_kernels.plain import is_plain_linear
 
 from ..tensor_cache import TensorCache
 
@@ -70,6 +71,13 @@ class FrameTokens:
         )
 
 
+def readable(layers: Iterable[Any]) -> bool:
+    """Whether keys and values of all cross-attentions of these layers may be computed from their
+    weights."""
+    blocks = [block for layer in layers if (block := layer.cross_attention) is not None]
+    return all(isinstance(b, CrossAttention) and is_plain_linear(b.key, b.value) for b in blocks)
+
+
 def folded_weights(
     cache: TensorCache,
     blocks: Blocks,
@@ -85,6 +93,8 @@ def folded_weights(
         audio_proj: of the audio tokens, which then come :func:`with_ones`; None: they are final.
         heard: whether there are audio tokens.
     """
+    if token_map is None and audio_proj is None:
+        return [{} for _ in blocks]
     own = [None if b is None else (b.key.weight, b.value.weight) for b in blocks]
     visual: list[Pair | None] = [None] * len(own)
     audio: list[Pair | None] = visual

@@ -192,9 +192,9 @@ class Encoder(nn.Module):
         # An even kernel gives one position too many.
         positions = self.pos_conv(x.transpose(1, 2))[..., : x.shape[1]]
         x = self.layer_norm(x + F.gelu(positions.transpose(1, 2)))
-        bias = self.layers[0].self_attn.position_bias(x.shape[1])  # type: ignore[union-attr,operator]
+        bias = None  # the first layer computes it, as its table may be there in its call only
         for layer in self.layers:
-            x = layer(x, bias, padding)
+            x, bias = layer(x, bias, padding)
         return x
 
 
@@ -211,11 +211,14 @@ class EncoderLayer(nn.Module):
         self.fc2 = nn.Linear(config.encoder_ffn_embed_dim, width)
         self.final_layer_norm = nn.LayerNorm(width)
 
-    def forward(self, x: Tensor, bias: Tensor, padding: Tensor | None) -> Tensor:
-        """``[B, L, C] -> [B, L, C]``; ``bias`` ``[H, L, L]``."""
-        attended = self.self_attn(x, bias, padding)
+    def forward(
+        self, x: Tensor, bias: Tensor | None, padding: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """``[B, L, C] -> [B, L, C]``; ``bias`` ``[H, L, L]``, None in the layer with the table."""
+        attended, bias = self.self_attn(x, bias, padding)
         x = self.self_attn_layer_norm(self.residual_scale * x + attended)
-        return self.final_layer_norm(self.residual_scale * x + self.fc2(F.gelu(self.fc1(x))))
+        x = self.final_layer_norm(self.residual_scale * x + self.fc2(F.gelu(self.fc1(x))))
+        return x, bias
 
 
 class GatedAttention(nn.Module):
@@ -240,29 +243,34 @@ class GatedAttention(nn.Module):
         """Initialise what is no submodule's own."""
         nn.init.ones_(self.grep_a)
 
-    def position_bias(self, length: int) -> Tensor:
+    def position_bias(self, length: int, device: torch.device) -> Tensor:
         """Bias of every pair ``[H, L, L]``, query first; equal along the diagonals."""
-        device = self.relative_attention_bias.weight.device
         distance = torch.arange(1 - length, length, device=device)  # key minus query, [2L - 1]
         bucket = relative_position_bucket(distance, self.num_buckets, self.max_distance)
         by_distance = self.relative_attention_bias(bucket).T  # [H, 2L - 1]
         position = torch.arange(length, device=device)
         return by_distance[:, position[None] - position[:, None] + length - 1]
 
-    def forward(self, x: Tensor, bias: Tensor, padding: Tensor | None) -> Tensor:
-        """``x [B, L, C]``, ``bias [H, L, L]``, ``padding`` bool ``[B, L]`` -> ``[B, L, C]``."""
-        shape = (*x.shape[:2], self.num_heads, -1)
+    def forward(
+        self, x: Tensor, bias: Tensor | None, padding: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """``x [B, L, C]``, ``bias [H, L, L]``, ``padding`` bool ``[B, L]`` -> ``[B, L, C]`` and the
+        bias."""
+        if bias is None:
+            bias = self.position_bias(x.shape[1], x.device)
         query, key, value = (
-            proj(x).view(shape).transpose(1, 2)  # [B, H, L, d]
+            proj(x).unflatten(2, (self.num_heads, -1))  # [B, L, H, d]
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
-        gates = self.grep_linear(query).unflatten(-1, (2, 4)).sum(-1).sigmoid()
+        gates = self.grep_linear(query).transpose(1, 2)  # after it, as a slice is multiplied slowly
+        query, key, value = (y.transpose(1, 2) for y in (query, key, value))  # [B, H, L, d]
+        gates = gates.unflatten(-1, (2, 4)).sum(-1).sigmoid()
         update, reset = gates.chunk(2, dim=-1)  # [B, H, L, 1] each
         mask = (update * (reset * self.grep_a - 1.0) + 2.0) * bias  # [B, H, L, L]
         if padding is not None:
             mask = mask.masked_fill(padding[:, None, None], float("-inf"))
         attended = F.scaled_dot_product_attention(query, key, value, mask.to(query.dtype))
-        return self.out_proj(attended.transpose(1, 2).flatten(2))
+        return self.out_proj(attended.transpose(1, 2).flatten(2)), bias
 
 
 def relative_position_bucket(distance: Tensor, num_buckets: int, max_distance: int) -> Tensor:

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tdc_kernels.plain import is_plain, is_plain_linear
+
 from ..tensor_cache import TensorCache
 from .geometry import kept_box, to_windows, window_mask, window_side
 from .visual_tokens import VisualTokens
@@ -35,7 +37,7 @@ class AuxProjector(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """``[..., C] -> [..., V]``."""
-        return self.norm(self.fc2(F.gelu(self.fc1(tokens))))
+        return self.norm(self.fc2(F.gelu(self.fc1(tokens.contiguous()))))
 
 
 class WindowKeysValues(nn.Module):
@@ -68,6 +70,10 @@ class WindowKeysValues(nn.Module):
         if self.position is not None:
             windows = windows + self.position
         return self.key_norm(windows), self.value_norm(windows)
+
+    def readable(self) -> bool:
+        """Whether the projections' weights may be used without a call of the module."""
+        return is_plain(self, WindowKeysValues) and is_plain_linear(self.key, self.value)
 
 
 class SVALayer(nn.Module):
@@ -103,7 +109,7 @@ class SVALayer(nn.Module):
         context = self.context(context)[:, None].expand_as(x)
         mixed = self.mix(torch.cat([x, context], dim=-1))  # [F, P, V], query first
         query = self.query(self.query_norm(mixed))
-        if absorbing_pays(query):
+        if absorbing_pays(query) and all(tower.readable() for tower in self.towers):  # type: ignore
             attended = absorbed_attention(query, self.towers, windows, self.num_heads, mask)
         else:
             pairs = [tower(window) for tower, window in zip(self.towers, windows, strict=True)]
@@ -202,18 +208,28 @@ class SVAConnector(nn.Module):
         Returns:
             ``[F, rows * (cols + 1), W]`` row-major, with :meth:`token_map` still to be applied. W
             is D + 2 rounded up to a multiple of 8: column D is 1 in cells, for the bias, and column
-            D + 1 is 1 in a row's last token, the newline.
+            D + 1 is 1 in a row's last token, the newline. Where the projector's last layer is more
+            than a plain ``nn.Linear`` (LoRA, hooks, ...) it is called: W is D, nothing to apply.
         """
-        hidden = self._hidden_grid(siglip, dinov2, self.window_mask(*size), chunk_size)
+        mapped = not self._projector_readable()
+        mask = self.window_mask(*size)
+        hidden = self._hidden_grid(siglip, dinov2, mask, chunk_size, projected=mapped)
         frames, _, width = hidden.shape
         box = kept_box(*size, self.output_grid)
         cells = hidden.unflatten(1, (self.output_grid, self.output_grid))
         cells = cells[:, box.row0 : box.row1, box.col0 : box.col1]
+        if mapped:
+            newline = self.image_newline.to(cells).expand(frames, box.rows, 1, -1)
+            return VisualTokens(torch.cat([cells, newline], dim=2).flatten(1, 2))
         tokens = hidden.new_zeros(frames, box.rows, box.cols + 1, _map_width(width))
         tokens[:, :, :-1, :width] = cells
         tokens[:, :, :-1, width] = 1
         tokens[:, :, -1, width + 1] = 1
         return VisualTokens(tokens.flatten(1, 2), self.token_map())
+
+    def _projector_readable(self) -> bool:
+        """Whether the projector's last layer may be used by its weights, not by a call."""
+        return is_plain(self.projector, nn.Sequential) and is_plain_linear(self.projector[-1])
 
     def token_map(self) -> Tensor:
         """``[D, W]``: the projector's last layer, its bias and the newline token, as one matrix."""
@@ -248,12 +264,17 @@ class SVAConnector(nn.Module):
         Raises:
             ValueError: the two towers' frame counts differ, or a token count is not its grid's.
         """
-        return self.projector[-1](self._hidden_grid(siglip, dinov2, window_mask, chunk_size))
+        return self._hidden_grid(siglip, dinov2, window_mask, chunk_size, projected=True)
 
     def _hidden_grid(
-        self, siglip: Tensor, dinov2: Tensor, window_mask: Tensor | None, chunk_size: int | None
+        self,
+        siglip: Tensor,
+        dinov2: Tensor,
+        window_mask: Tensor | None,
+        chunk_size: int | None,
+        projected: bool,
     ) -> Tensor:
-        """The grid before the projector's last layer."""
+        """The grid behind the projector, or before its last layer."""
         frames = siglip.shape[0]
         if dinov2.shape[0] != frames:
             raise ValueError(f"dinov2 must have siglip's {frames} frames, got {dinov2.shape[0]}")
@@ -268,7 +289,8 @@ class SVAConnector(nn.Module):
             mask = window_mask
             if mask is not None and mask.shape[0] > 1:
                 mask = mask[part]
-            chunks.append(self._hidden_chunk(siglip[part], dinov2[part], mask))
+            hidden = self._hidden_chunk(siglip[part], dinov2[part], mask)
+            chunks.append((self.projector if projected else self.projector[:-1])(hidden))
         return chunks[0] if len(chunks) == 1 else torch.cat(chunks)
 
     def _hidden_chunk(self, siglip: Tensor, dinov2: Tensor, mask: Tensor | None) -> Tensor:
@@ -287,7 +309,7 @@ class SVAConnector(nn.Module):
             for layer in layers:  # type: ignore[attr-defined]
                 x = layer(x, context, windows, mask)
             groups.append(self._resize(x))
-        return self.projector[:-1](torch.cat(groups, dim=-1))
+        return torch.cat(groups, dim=-1)
 
     def _resize(self, x: Tensor) -> Tensor:
         if self.output_grid == self.query_grid:

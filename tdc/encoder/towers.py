@@ -102,6 +102,11 @@ class VisionTower(nn.Module):
         """Tokens per frame."""
         return self.token_grid**2
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of pixels and tokens; quantised weights have integers."""
+        return next(p.dtype for p in self.model.parameters() if p.is_floating_point())
+
     @classmethod
     def from_pretrained(
         cls,
@@ -141,15 +146,14 @@ class VisionTower(nn.Module):
             ``[T, token_grid**2, C]`` in the model's dtype, row-major.
         """
         if pixel_values.shape[0] == 0:
-            dtype = next(self.model.parameters()).dtype
-            return pixel_values.new_zeros((0, self.num_tokens, self.hidden_size), dtype=dtype)
+            return pixel_values.new_zeros((0, self.num_tokens, self.hidden_size), dtype=self.dtype)
         chunks = [self._encode(chunk) for chunk in pixel_values.split(chunk_size)]
         return chunks[0] if len(chunks) == 1 else torch.cat(chunks)
 
     def _encode(self, pixels: Tensor) -> Tensor:
         if pixels.dtype == torch.uint8:
             pixels = normalize_pixels(pixels, self.image_mean, self.image_std)
-        pixels = pixels.to(next(self.model.parameters()).dtype)
+        pixels = pixels.to(self.dtype)
         rows, cols = pixels.shape[-2] // self.patch_size, pixels.shape[-1] // self.patch_size
         if self.is_siglip:
             output = self.model(pixels, interpolate_pos_encoding=self._interpolates_positions)
@@ -179,4 +183,4 @@ def resize_token_grid(tokens: Tensor, grid: tuple[int, int], token_grid: int) ->
         return tokens
     maps = tokens.transpose(1, 2).unflatten(-1, grid).float()  # [T, C, rows, cols]
     maps = F.interpolate(maps, size=(token_grid, token_grid), mode="bilinear", align_corners=False)
-    return maps.flatten(2).transpose(1, 2).to(tokens.dtype)
+    return maps.flatten(2).transpose(1, 2).to(tokens.dtype).contiguous()
