@@ -44,10 +44,10 @@ class SpooledFile(MediaFile):
         self.label = label
         self._file: IO[bytes]
         if os.path.isdir("/proc/self/fd"):  # without a name: even a kill leaves nothing behind
-            self._file = tempfile.TemporaryFile()
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115
             super().__init__(f"/proc/self/fd/{self._file.fileno()}")
         else:
-            self._file = tempfile.NamedTemporaryFile()
+            self._file = tempfile.NamedTemporaryFile()  # noqa: SIM115
             super().__init__(self._file.name)
         try:
             self._fill(pieces, most)
@@ -212,13 +212,14 @@ def _of_file_object(file: Any, label: str) -> SpooledFile:
     except ValueError as error:
         raise InputError(f"{label} cannot be read: {error}") from None
     try:
-        return SpooledFile(label, _pieces(file, label))
+        return SpooledFile(label, pieces_of(file, label))
     finally:
         if back is not None:
             file.seek(back)
 
 
-def _pieces(file: Any, label: str) -> Iterator[bytes]:
+def pieces_of(file: Any, label: str) -> Iterator[bytes]:
+    """What a binary file object still holds; `label` is its name in messages."""
     while True:
         try:
             piece = file.read(_STEP)

@@ -42,7 +42,11 @@ def picture(value: Any) -> np.ndarray:
     if isinstance(value, Image.Image):
         try:
             return np.asarray(ImageOps.exif_transpose(value).convert("RGB"))
-        except (OSError, ValueError, SyntaxError) as error:  # a file that PIL opened and that is cut off
+        except (
+            OSError,
+            ValueError,
+            SyntaxError,
+        ) as error:  # a file that PIL opened and that is cut off
             raise InputError(f"image cannot be read: {error}") from None
     return rgb(value, "image")
 

@@ -25,7 +25,7 @@ from ..media.video import Video, read_video
 from ..profiling import stage
 from .budget import frame_budget
 from .frames import as_array, picture, rgb, stacked
-from .video_sampling import VideoSampling
+from .video_sampling import WHOLE, VideoSampling
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def load_video(
     num_videos: int = 1,
     max_frames: int | None = None,
     progress: Progress | None = None,
-    sampling: VideoSampling = VideoSampling(),
+    sampling: VideoSampling = WHOLE,
     sampling_rate: int | None = None,
 ) -> Medium:
     """Decode one video on the frames that its prompt leaves room for.
@@ -126,7 +126,7 @@ def load_sound(
     config: TDCConfig,
     sound: Any,
     sampling_rate: int | None = None,
-    sampling: VideoSampling = VideoSampling(),
+    sampling: VideoSampling = WHOLE,
 ) -> np.ndarray | None:
     """fp32 waveform ``[n]`` at 16 kHz; None for silence.
 
@@ -240,9 +240,7 @@ def _say_left_out(taken: int, instants: int, fps: float, asked: int | None) -> N
         )
 
 
-def _own_sound(
-    config: TDCConfig, video: MediaFile, sampling: VideoSampling
-) -> np.ndarray | bool:
+def _own_sound(config: TDCConfig, video: MediaFile, sampling: VideoSampling) -> np.ndarray | bool:
     """The sound of a video whose pictures are wanted whatever its sound is; False for silence."""
     try:
         return read_audio(

@@ -12,7 +12,7 @@ import torch
 
 from ..errors import InputError
 from .frames import is_picture
-from .video_sampling import VideoSampling
+from .video_sampling import WHOLE, VideoSampling
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Clip:
     """A video and what of it is to be watched."""
 
     source: Any
-    sampling: VideoSampling = VideoSampling()
+    sampling: VideoSampling = WHOLE
 
 
 def media_lists(videos: Any, images: Any, audio: Any) -> tuple[list[Clip], list, list]:

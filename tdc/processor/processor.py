@@ -131,7 +131,9 @@ class TDCProcessor(ProcessorMixin):
         if return_tensors not in ("pt", None):
             raise InputError(f"return_tensors is {shown(return_tensors)}; expected 'pt'")
         prompts = texts_of(text, "text", "a prompt with <video> or <image>")
-        questions = None if question is None else texts_of(question, "question", "a text per prompt")
+        questions = (
+            None if question is None else texts_of(question, "question", "a text per prompt")
+        )
         encode = self.encode_prompts
         if add_special_tokens is False:
             encode = partial(encode, first=False)

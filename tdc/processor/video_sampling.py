@@ -79,10 +79,8 @@ class VideoSampling:
         mine = {f.name: v for f in fields(self) if (v := getattr(self, f.name)) is not None}
         return replace(other, **mine)
 
-    def __bool__(self) -> bool:
-        return self != VideoSampling()
 
-
+WHOLE = VideoSampling()  # the whole video as the configuration says
 NAMES = tuple(field.name for field in fields(VideoSampling))
 
 
