@@ -11,7 +11,7 @@ import binascii
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any
@@ -40,7 +40,9 @@ class SpooledFile(MediaFile):
     Messages name it by `label`.
     """
 
-    def __init__(self, label: str, pieces: Iterator[bytes], most: int = MOST_BYTES) -> None:
+    def __init__(
+        self, label: str, pieces: Iterable[bytes | bytearray], most: int = MOST_BYTES
+    ) -> None:
         self.label = label
         self._file: IO[bytes]
         if os.path.isdir("/proc/self/fd"):  # without a name: even a kill leaves nothing behind
@@ -55,7 +57,7 @@ class SpooledFile(MediaFile):
             self.close()
             raise
 
-    def _fill(self, pieces: Iterator[bytes], most: int) -> None:
+    def _fill(self, pieces: Iterable[bytes | bytearray], most: int) -> None:
         size = 0
         try:
             for piece in pieces:
@@ -132,7 +134,7 @@ def local(source: Any, what: str) -> Any:
         return SpooledFile(label, _base64(source.text, 0, what))
     if isinstance(source, (bytes, bytearray, memoryview)):
         whole = source.tobytes() if isinstance(source, memoryview) else source
-        return SpooledFile(label, iter((whole,)))
+        return SpooledFile(label, (whole,))
     if isinstance(source, str):
         if source[:5].lower() == "data:":
             return SpooledFile(label, _data_url(source, what))

@@ -15,7 +15,7 @@ from .media_lists import Clip
 from .video_sampling import ALIASES, NAMES, VideoSampling, refuse
 
 _SOURCES = ("path", "url", "base64")
-_SAMPLING = (*NAMES, *ALIASES)
+SAMPLING = (*NAMES, *ALIASES)
 _KINDS = ("video", "image", "audio")
 # Types of parts: what they are, and the keys that name their file.
 _TYPES = {
@@ -144,7 +144,7 @@ def kind_of(part: Any) -> str:
     kind, sources = _TYPES[name]
     if kind == "video":
         refuse(part, what)
-    check_names(part, ("type", *sources, *(_SAMPLING if kind == "video" else ())), what)
+    check_names(part, ("type", *sources, *(SAMPLING if kind == "video" else ())), what)
     return kind
 
 
@@ -155,7 +155,7 @@ def source_of(part: Mapping[str, Any]) -> Any:
         InputError: none, or more than one.
     """
     kind, sources = _TYPES[part["type"]]
-    named = [key for key in sources if part.get(key) is not None]
+    named = _named(part)
     if not named:
         example = "'path'" if len(sources) > 1 else repr(sources[0])
         raise InputError(f"a {part['type']} part names no file; expected a {example} beside 'type'")
@@ -170,6 +170,15 @@ def source_of(part: Mapping[str, Any]) -> Any:
     if key == "base64" and isinstance(value, str) and value[:5].lower() != "data:":
         return Base64(value)
     return value
+
+
+def names_file(part: Mapping[str, Any]) -> bool:
+    """Whether a media part names a file at all."""
+    return bool(_named(part))
+
+
+def _named(part: Mapping[str, Any]) -> list[str]:
+    return [key for key in _TYPES[part["type"]][1] if part.get(key) is not None]
 
 
 def _nested(value: Any, what: str, key: str, other: str, allowed: tuple | None) -> Any:
