@@ -122,7 +122,7 @@ def local(source: Any, what: str) -> Any:
     Raises:
         InputError: an address on a network, bytes that are no base64, a file object of text.
     """
-    label = f"the {what}'s bytes"
+    label = f"the given {what}"
     if isinstance(source, MediaFile):
         return source
     if isinstance(source, dict) and source.keys() <= {"bytes", "path"}:
@@ -230,5 +230,5 @@ def pieces_of(file: Any, label: str) -> Iterator[bytes]:
         if not piece:
             return
         if not isinstance(piece, (bytes, bytearray, memoryview)):
-            raise InputError(f"{label} come as text; open the file in binary mode ('rb')")
+            raise InputError(f"{label} comes as text; open the file in binary mode ('rb')")
         yield bytes(piece)

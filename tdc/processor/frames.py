@@ -27,7 +27,7 @@ def is_picture(value: Any) -> bool:
     if isinstance(value, (str, os.PathLike)):
         name = str(value)
         return name.lower().endswith(_PICTURES) or name[:11].lower() == "data:image/"
-    return isinstance(value, Image.Image) or (_is_array(value) and np.ndim(value) == 3)
+    return isinstance(value, Image.Image) or (is_array(value) and np.ndim(value) == 3)
 
 
 def picture(value: Any) -> np.ndarray:
@@ -128,5 +128,6 @@ def _described(array: np.ndarray) -> str:
     return f"{array.dtype} {list(array.shape)}"
 
 
-def _is_array(value: Any) -> bool:
+def is_array(value: Any) -> bool:
+    """NumPy's or torch's."""
     return isinstance(value, (np.ndarray, torch.Tensor))

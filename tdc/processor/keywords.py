@@ -92,6 +92,18 @@ def check_names(
         raise InputError(f"unknown {what} {shown(name)}; {hint}")
 
 
+def check_values(progress: Any, add_special_tokens: Any, return_tensors: Any) -> None:
+    """Refuse values of these keywords of the processor that are none."""
+    if progress is not None and not callable(progress):
+        raise InputError(f"progress is {shown(progress)}; expected a function of done and total")
+    if add_special_tokens is not None and not isinstance(add_special_tokens, bool):
+        raise InputError(f"add_special_tokens is {shown(add_special_tokens)}; expected a bool")
+    if return_tensors is not None and not (
+        isinstance(return_tensors, str) and return_tensors == "pt"
+    ):
+        raise InputError(f"return_tensors is {shown(return_tensors)}; expected 'pt'")
+
+
 def texts_of(given: Any, name: str, expected: str) -> list[str]:
     """A list of texts from one or several.
 

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from ..errors import InputError
-from .frames import is_picture
+from .frames import is_array, is_picture
 from .video_sampling import WHOLE, VideoSampling
 
 
@@ -56,7 +55,7 @@ def per_video(clips: Sequence[Clip], options: Mapping[str, Any]) -> list[Clip]:
     rows: list[dict[str, Any]] = [{} for _ in clips]
     shared: dict[str, Any] = {}
     for name, value in options.items():
-        if isinstance(value, (list, tuple, np.ndarray, torch.Tensor)) and np.ndim(value) == 1:
+        if isinstance(value, (list, tuple)) or (is_array(value) and value.ndim == 1):
             if len(value) != len(clips):
                 raise InputError(
                     f"{name} has {len(value)} entries for {len(clips)} videos; expected one per "

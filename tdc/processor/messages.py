@@ -135,7 +135,7 @@ def kind_of(part: Any) -> str:
     if not isinstance(name, str):
         name = shown(name)
     check_names({name: True}, ("text", *_TYPES), "part type")
-    what = f"key of a {name} part"
+    what = f"key of {_part(name)}"
     if name == "text":
         check_names(part, ("type", "text"), what)
         if not isinstance(part.get("text"), str):
@@ -158,9 +158,9 @@ def source_of(part: Mapping[str, Any]) -> Any:
     named = _named(part)
     if not named:
         example = "'path'" if len(sources) > 1 else repr(sources[0])
-        raise InputError(f"a {part['type']} part names no file; expected a {example} beside 'type'")
+        raise InputError(f"{_part(part['type'])} names no file; expected a {example} beside 'type'")
     if len(named) > 1:
-        raise InputError(f"a {kind} part names {' and '.join(named)}; expected one of them")
+        raise InputError(f"{_part(kind)} names {' and '.join(named)}; expected one of them")
     key, value = named[0], part[named[0]]
     if key.endswith("_url") and isinstance(value, Mapping):
         return _nested(value, key, "url", "detail", ("auto",))
@@ -179,6 +179,10 @@ def names_file(part: Mapping[str, Any]) -> bool:
 
 def _named(part: Mapping[str, Any]) -> list[str]:
     return [key for key in _TYPES[part["type"]][1] if part.get(key) is not None]
+
+
+def _part(name: str) -> str:
+    return f"{'an' if name[0] in 'ai' else 'a'} {name} part"
 
 
 def _nested(value: Any, what: str, key: str, other: str, allowed: tuple | None) -> Any:

@@ -12,9 +12,9 @@ import torch
 from transformers import AutoProcessor, BatchFeature, ProcessorMixin
 
 from ..config import TDCConfig
-from ..errors import InputError, shown
+from ..errors import InputError
 from .chat_templates import BY_MODEL_TYPE, CHATML
-from .keywords import read_keywords, texts_of
+from .keywords import check_values, read_keywords, texts_of
 from .media_inputs import MEDIA_INPUTS, Medium, Progress, load_image, load_video, pack_media
 from .media_lists import Clip, media_lists, per_video
 from .messages import conversations, is_named, read_chat
@@ -128,8 +128,7 @@ class TDCProcessor(ProcessorMixin):
         own = {"fps": fps, "num_frames": num_frames, "max_frames": max_frames}
         own |= {"start": start, "end": end, "sampling_rate": sampling_rate}
         options = read_keywords({**own, **kwargs}, _KEYWORDS)
-        if return_tensors not in ("pt", None):
-            raise InputError(f"return_tensors is {shown(return_tensors)}; expected 'pt'")
+        check_values(progress, add_special_tokens, return_tensors)
         prompts = texts_of(text, "text", "a prompt with <video> or <image>")
         questions = (
             None if question is None else texts_of(question, "question", "a text per prompt")

@@ -50,13 +50,15 @@ class VideoSampling:
             InputError: a value out of range, one thing by two names, or ``start`` after ``end``.
         """
         found: dict[str, Any] = {}
+        written: dict[str, str] = {}
         for name, value in given.items():
             own = ALIASES.get(name, name)
             if value is None or own not in NAMES:
                 continue
             if own in found:
-                raise InputError(f"{own} and {name} are the same; expected one of them")
+                raise InputError(f"{written[own]} and {name} are the same; expected one of them")
             found[own] = _number(name, value, own in ("num_frames", "max_frames"))
+            written[own] = name
         sampling = cls(**found)
         if sampling.fps is not None and not 0 < sampling.fps <= _MOST_FPS:
             raise InputError(
