@@ -18,9 +18,9 @@ import torch
 from .answer import ask, chat_prompt
 from .encoder.features import VideoFeatures
 from .media.clock import clock
-from .media.media_file import MediaFile
 from .model import TDCForConditionalGeneration
 from .processor.budget import frame_budget
+from .processor.media_lists import Clip
 from .processor.processor import TDCProcessor
 
 
@@ -70,7 +70,12 @@ def answer_long_video(
     num_segments: int = 3,
     *,
     audio: Any = None,
+    fps: float | None = None,
+    num_frames: int | None = None,
     max_frames: int | None = None,
+    start: float | None = None,
+    end: float | None = None,
+    sampling_rate: int | None = None,
     prompts: Prompts = PROMPTS,
     **options: Any,
 ) -> LongVideoAnswer:
@@ -78,7 +83,7 @@ def answer_long_video(
     ``segments`` keeps the encoded video for the next question.
 
     Args:
-        video, audio: as for the processor.
+        video, audio, fps, num_frames, start, end, sampling_rate: as for the processor.
         num_segments: N; 1 asks directly. The paper's tables use 1, 2, 3, 5 and 10.
         max_frames: frames per segment; default: what the token budget allows.
         prompts: other words for a model that does not know these.
@@ -93,10 +98,17 @@ def answer_long_video(
     """
     if num_segments < 1:
         raise ValueError(f"num_segments is {num_segments}; expected at least 1")
-    video = MediaFile.of(video)
     per_segment = max_frames or frames_per_segment(processor, question, prompts)
     inputs = processor(
-        text="<video>", videos=[video], audio=[audio], max_frames=num_segments * per_segment
+        text="<video>",
+        videos=[Clip(video)],
+        audio=[audio],
+        fps=fps,
+        num_frames=num_frames,
+        max_frames=num_segments * per_segment,
+        start=start,
+        end=end,
+        sampling_rate=sampling_rate,
     ).to(model.device)
     with torch.no_grad():
         features = model.encode_video(keep_dinov2=num_segments > 1, **inputs)
@@ -104,15 +116,13 @@ def answer_long_video(
         for name in ("segment_tokens", "on_segment"):
             options.pop(name, None)
         return LongVideoAnswer(ask(model, processor, features, [question], **options)[0], ())
-    sampled = int(inputs["media_seconds"]) / model.config.fps
-    end = video.duration if isinstance(video, MediaFile) else sampled
     return answer_segments(
         model,
         processor,
         features,
         question,
         num_segments,
-        end=end,
+        end=float(inputs["media_spans"][0, 1]),
         max_frames=max_frames,
         prompts=prompts,
         **options,
@@ -144,7 +154,7 @@ def answer_segments(
     Args:
         features: of one video, encoded with ``keep_dinov2=True``.
         num_segments: at least 1; a video with fewer frames has one segment per frame.
-        end: seconds at which the video ends.
+        end: seconds at which the watched part ends.
         max_frames: frames of the whole in the final answer; default: what the token budget allows.
         segment_tokens: longest answer per segment.
         prompts: other words for a model that does not know these.

@@ -28,8 +28,10 @@ from .encoder.scenes import Scene, scenes
 from .errors import InputError
 from .lvcot import PROMPTS, Prompts, SegmentAnswer, answer_segments, frames_per_segment
 from .media.media_file import MediaFile
+from .media.source import local
 from .model import Context
 from .processor.budget import context_room, frame_budget
+from .processor.media_lists import Clip
 
 # Called with the activity, the frames done and all frames.
 Progress = Callable[[str, int, int], None]
@@ -73,17 +75,27 @@ class Session(Loaded):
         *,
         question: str = "",
         segments: int = 1,
+        fps: float | None = None,
+        num_frames: int | None = None,
         max_frames: int | None = None,
+        start: float | None = None,
+        end: float | None = None,
+        sampling_rate: int | None = None,
         progress: Progress | None = None,
         keep_media: bool = False,
     ) -> WatchedVideo:
         """Decode and encode a video, once for all questions; no gradients are kept.
 
         Args:
-            video, audio: as for :class:`tdc.TDCProcessor`.
+            video, audio, sampling_rate: as for :class:`tdc.TDCProcessor`. A file object is read
+                here; it may be closed afterwards.
             question: the longest one to come: as many frames are taken as leave room for it.
             segments: how many LVCoT will be asked for: more than one takes more frames.
+            fps, num_frames: sampled frames per second, or so many evenly spaced ones; default:
+                ``config.fps``.
             max_frames: frames instead of what the token budget allows.
+            start, end: seconds; only [start, end) is watched and heard. All times that are told
+                stay those of the whole video.
             progress: called as ``progress("decoding the video", done, total)`` with frames, and
                 likewise for ``"encoding the frames"``.
             keep_media: keep pixels and waveform in ``inputs``.
@@ -91,7 +103,9 @@ class Session(Loaded):
         Raises:
             InputError: a file that cannot be read, a question that leaves no room for a video.
         """
-        watched = WatchedVideo(self, video, audio, question)
+        options = {"fps": fps, "num_frames": num_frames, "start": start, "end": end}
+        options["sampling_rate"] = sampling_rate
+        watched = WatchedVideo(self, video, audio, question, options)
         watched._encode(segments, max_frames, progress, keep_media)
         return watched
 
@@ -103,15 +117,22 @@ class WatchedVideo:
         features: all that does not depend on a question.
         inputs: what the processor made of the video (pixels and waveform on request only).
         duration: seconds of the whole video.
+        start, end: seconds between which it was watched.
     """
 
     features: VideoFeatures
     inputs: dict[str, Any]
     duration: float
+    start: float
+    end: float
 
-    def __init__(self, session: Session, video: Any, audio: Any, question: str) -> None:
+    def __init__(
+        self, session: Session, video: Any, audio: Any, question: str, options: dict[str, Any]
+    ) -> None:
         self.session = session
-        self._source, self._question = (MediaFile.of(video), audio), question
+        # Bytes stay in a temporary file as long as this object: more segments encode again.
+        self._source = local(video, "video"), _sound(audio)
+        self._question, self._options = question, options
         self._segments: tuple[int, VideoFeatures] | None = None  # of the last LVCoT
 
     def ask(
@@ -149,7 +170,7 @@ class WatchedVideo:
             self._for_segments(question, segments, prompts),
             question,
             segments,
-            end=self.duration,
+            end=self.end,
             segment_tokens=segment_tokens,
             prompts=prompts,
             on_segment=on_segment,
@@ -209,7 +230,7 @@ class WatchedVideo:
     @property
     def scenes(self) -> list[Scene]:
         """The scenes that the frames were cut into."""
-        return scenes(self.features.segmentation, self.features.times, self.duration)
+        return scenes(self.features.segmentation, self.features.times, self.end, self.start)
 
     @property
     def _config(self) -> TDCConfig:
@@ -234,9 +255,9 @@ class WatchedVideo:
         else:
             inputs, self.features = self._look(max_frames, progress)
         video = self._source[0]
-        sampled = int(inputs["media_seconds"]) / self._config.fps
-        seconds = video.duration if isinstance(video, MediaFile) else sampled
-        self.duration = max(seconds, self.features.times[-1])
+        self.start, self.end = inputs["media_spans"][0].tolist()
+        whole = video.duration if isinstance(video, MediaFile) else self.end
+        self.duration = max(whole, self.end)
         self.inputs = {k: v for k, v in inputs.items() if keep_media or k not in _MEDIA}
 
     def _segment_frames(self, question: str, segments: int, prompts: Prompts) -> int:
@@ -263,16 +284,22 @@ class WatchedVideo:
         video, audio = self._source
         inputs = processor(
             text=chat_prompt(processor, self._question),
-            videos=[video],
+            videos=[Clip(video)],
             audio=[audio],
             question=self._question,
             max_frames=max_frames,
             progress=of("decoding the video"),
+            **self._options,
         )
         frames = int(inputs["media_frames"].sum())
         with torch.no_grad(), watch_towers(model, frames, of("encoding the frames")):
             features = model.encode_video(keep_dinov2=keep_dinov2, **inputs.to(model.device))
         return inputs, features
+
+
+def _sound(audio: Any) -> Any:
+    """Sound that can be read again; (array, rate), silence and the like stay as they are."""
+    return audio if audio is None or isinstance(audio, (bool, tuple)) else local(audio, "audio")
 
 
 @contextmanager

@@ -16,10 +16,13 @@ from .options import (
     add_audio,
     add_generation,
     add_model,
+    add_sampling,
+    add_video,
     check_folder,
     check_media,
     command,
     positive_int,
+    sampling,
 )
 from .terminal import activity, clean, note, one_line
 
@@ -34,9 +37,10 @@ def add(subparsers: Subparsers) -> None:
         "is encoded once.",
         check=check,
     )
-    parser.add_argument("video", metavar="VIDEO")
+    add_video(parser)
     parser.add_argument("question", metavar="QUESTION", nargs="?")
     add_audio(parser)
+    add_sampling(parser)
     parser.add_argument(
         "--lvcot",
         metavar="N",
@@ -48,7 +52,8 @@ def add(subparsers: Subparsers) -> None:
 
 
 def check(arguments: Any) -> None:
-    arguments.video = check_media(arguments.video, arguments.audio)
+    sampling(arguments)
+    check_media(arguments, question=arguments.question is None)
     check_folder(arguments.model)
     if arguments.question is not None and not arguments.question.strip():
         raise InputError("the question is empty; expected a text")
@@ -63,7 +68,8 @@ def run(arguments: Any) -> int:
     session = load(arguments)
     if session.tiny:
         note(f"note: no --model given: {session.note}")
-    video = watch(arguments, session, arguments.question or "", segments=arguments.lvcot or 1)
+    frames = {**sampling(arguments), "segments": arguments.lvcot or 1}
+    video = watch(arguments, session, arguments.question or "", **frames)
     options = generation_options(arguments)
     if arguments.lvcot:
         options |= {"segments": arguments.lvcot, "on_segment": _show_segment}

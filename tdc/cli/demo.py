@@ -62,7 +62,7 @@ def add(subparsers: Subparsers) -> None:
 
 def check(arguments: Any) -> None:
     if arguments.video:
-        arguments.video = check_media(arguments.video, arguments.audio)
+        check_media(arguments)
     check_folder(arguments.model)
     try:
         Path(arguments.out).mkdir(parents=True, exist_ok=True)
@@ -97,7 +97,7 @@ def run(arguments: Any) -> None:
     _print_times(result.seconds)
     _print_answers(result.asked)
     with activity("drawing the timeline"):
-        picture = _draw(out / "timeline.png", result, clean(Path(arguments.video).name))
+        picture = _draw(out / "timeline.png", result, clean(Path(str(arguments.video)).name))
     print(f"\nTimeline: {picture}")
 
 

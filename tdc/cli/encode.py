@@ -6,7 +6,17 @@ from __future__ import annotations
 from typing import Any
 
 from ..files import check_writable, whole_file
-from .options import Subparsers, add_audio, add_model, check_folder, check_media, command
+from .options import (
+    Subparsers,
+    add_audio,
+    add_model,
+    add_sampling,
+    add_video,
+    check_folder,
+    check_media,
+    command,
+    sampling,
+)
 from .terminal import activity, clean, note
 
 
@@ -20,7 +30,7 @@ def add(subparsers: Subparsers) -> None:
         "and the plan that says what each of them is.",
         check=check,
     )
-    parser.add_argument("video", metavar="VIDEO")
+    add_video(parser)
     parser.add_argument(
         "-o", "--output", metavar="FILE", required=True, help="safetensors file to write"
     )
@@ -28,12 +38,14 @@ def add(subparsers: Subparsers) -> None:
         "--question", metavar="Q", help="question that the compressor reads beside the frames"
     )
     add_audio(parser)
+    add_sampling(parser)
     add_model(parser)
 
 
 def check(arguments: Any) -> None:
     check_writable(arguments.output)
-    arguments.video = check_media(arguments.video, arguments.audio)
+    sampling(arguments)
+    check_media(arguments)
     check_folder(arguments.model)
 
 
@@ -45,7 +57,7 @@ def run(arguments: Any) -> None:
 
     session = load(arguments)
     question = arguments.question or ""
-    video = watch(arguments, session, question)
+    video = watch(arguments, session, question, **sampling(arguments))
     with activity("compressing"):
         context = video.context(question)
     tokens, plan = context.tokens[0], context.plan
@@ -83,6 +95,9 @@ def _save(tensors: dict[str, Any], path: Any, metadata: dict[str, str]) -> None:
 def _metadata(arguments: Any, video: Any) -> dict[str, str]:
     from tdc_kernels import __version__
 
+    fps = arguments.fps or video.session.model.config.fps
+    if arguments.frames:
+        fps = len(video.features.times) / max(video.end - video.start, 1e-3)
     width, height = video.inputs["media_sizes"][0].tolist()
     return {
         "format": "tdc-context",
@@ -93,6 +108,8 @@ def _metadata(arguments: Any, video: Any) -> dict[str, str]:
         "question": arguments.question or "",
         "duration": f"{video.duration:.3f}",
         "size": f"{width}x{height}",
-        "fps": f"{video.session.model.config.fps:g}",
+        "start": f"{video.start:.3f}",
+        "end": f"{video.end:.3f}",
+        "fps": f"{fps:g}",
         "model": clean(str(arguments.model or "tiny")),
     }

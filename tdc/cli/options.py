@@ -6,7 +6,9 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
@@ -62,8 +64,57 @@ def add_model(
 
 def add_audio(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--audio", metavar="FILE", help="sound from another file instead of the video's own track"
+        "--audio",
+        metavar="FILE",
+        help="sound from another file (- for the standard input) instead of the video's own track",
     )
+
+
+def add_sampling(
+    parser: argparse.ArgumentParser,
+    fps: str = "the model's, 1 as released",
+    max_frames: str = "what the context has room for",
+) -> None:
+    """Which part of the video is watched, and how densely: the same words in every command."""
+    group = parser.add_argument_group("frames")
+    group.add_argument(
+        "--fps", metavar="F", type=positive, help=f"sampled frames per second (default: {fps})"
+    )
+    group.add_argument(
+        "--frames", metavar="N", type=positive_int, help="so many evenly spaced frames instead"
+    )
+    group.add_argument(
+        "--max-frames",
+        metavar="N",
+        type=positive_int,
+        help=f"of more samples take N evenly spaced ones (default: {max_frames})",
+    )
+    group.add_argument(
+        "--start", metavar="S", type=non_negative, help="begin at S seconds (default: 0)"
+    )
+    group.add_argument(
+        "--end", metavar="S", type=positive, help="end at S seconds (default: the video's end)"
+    )
+
+
+def sampling(arguments: Any) -> dict[str, Any]:
+    """What :func:`add_sampling` asked for, by the processor's names.
+
+    Raises:
+        InputError: options that contradict each other.
+    """
+    if arguments.fps is not None and arguments.frames is not None:
+        raise InputError("--fps and --frames came together; expected one of them")
+    start, end = arguments.start, arguments.end
+    if end is not None and end <= (start or 0.0):
+        raise InputError(f"--end: got {end:g} s, expected more than --start ({start or 0:g} s)")
+    return {
+        "fps": arguments.fps,
+        "num_frames": arguments.frames,
+        "max_frames": arguments.max_frames,
+        "start": start,
+        "end": end,
+    }
 
 
 def add_generation(parser: argparse.ArgumentParser, tokens: int) -> None:
@@ -113,19 +164,55 @@ def _number(text: str, kind: Any, valid: Any, expected: str) -> Any:
     return value
 
 
-def check_media(video: str, audio: str | None = None) -> MediaFile:
-    """The video, scanned; refuses what is no video, or no sound, before a model is loaded.
+def add_video(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("video", metavar="VIDEO", help="a file; - for the standard input")
+
+
+def check_media(arguments: Any, question: bool = False) -> None:
+    """Open ``arguments.video`` and ``arguments.audio`` (where the command has one), scanned; refuse
+    what is no video, or no sound, before a model is loaded.
+
+    Args:
+        question: the command reads its questions from the standard input.
 
     Raises:
-        InputError: what is wrong with the file.
+        InputError: what is wrong with the files.
     """
     from ..media.audio import has_audio
-    from ..media.media_file import MediaFile
+    from ..media.source import SpooledFile
 
-    file = MediaFile(video).scan()
-    if audio and not has_audio(audio):
-        raise InputError(f"--audio: {audio} has no audio track; expected a file with sound")
-    return file
+    audio = getattr(arguments, "audio", None)
+    if [arguments.video, audio].count("-") + question > 1:
+        what = "questions" if question else "the sound"
+        more = "give the question after the video" if question else "give one of them as a file"
+        raise InputError(f"the standard input cannot be the video and {what} at once; {more}")
+    arguments.video = _local(arguments.video, "video").scan()
+    start, seconds = getattr(arguments, "start", None), arguments.video.duration
+    if start is not None and start >= seconds > 0:
+        raise InputError(f"--start: got {start:g} s, but {arguments.video} is {seconds:.2f} s long")
+    if audio is not None:
+        arguments.audio = _local(audio, "audio")
+        named = (
+            arguments.audio.named() if isinstance(arguments.audio, SpooledFile) else nullcontext()
+        )
+        with named:
+            if not has_audio(arguments.audio):
+                raise InputError(f"--audio: {audio} has no audio track; expected a file with sound")
+
+
+def _local(name: str, what: str) -> MediaFile:
+    """The file of this name; ``-``: what comes on the standard input, in a temporary file."""
+    from ..media.source import SpooledFile, local, pieces_of
+
+    if name != "-":
+        return local(name, what)
+    label = "the standard input"
+    stream = getattr(sys.stdin, "buffer", None)
+    if stream is None or stream.closed:
+        raise InputError(f"{label} is closed; expected the bytes of a file")
+    if stream.isatty():
+        raise InputError(f"{label} is a terminal; expected the bytes of a file")
+    return SpooledFile(label, pieces_of(stream, label))
 
 
 def check_folder(folder: str | None, expected: str = "a model written by tdc convert") -> None:

@@ -14,18 +14,20 @@ from ..files import check_writable
 from .options import (
     Subparsers,
     add_model,
+    add_sampling,
+    add_video,
     check_folder,
     check_media,
     command,
     finite,
-    positive,
     positive_int,
+    sampling,
 )
 from .terminal import Update, activity, clean, count, note, progress, quiet_transformers
 
 if TYPE_CHECKING:
     from ..encoder.segment import Segmentation
-    from ..media.media_file import MediaFile, VideoInfo
+    from ..media.media_file import VideoInfo
     from ..media.video import Video
 
 FEATURES = ("color", "dinov2", "model")
@@ -54,7 +56,7 @@ def add(subparsers: Subparsers) -> None:
         loads_model=False,  # with colour; `run` quiets transformers for the others
         check=check,
     )
-    parser.add_argument("video", metavar="VIDEO")
+    add_video(parser)
     parser.add_argument(
         "--features",
         choices=FEATURES,
@@ -80,28 +82,20 @@ def add(subparsers: Subparsers) -> None:
         help="cut only where the similarity is below X (cosine, at most 1; default without "
         "--scenes: 0.89 with color, the model's, none with a plain DINOv2)",
     )
-    parser.add_argument(
-        "--fps",
-        metavar="F",
-        type=positive,
-        help=f"sampled frames per second (default: {COLOR_FPS:g} with color, the model's, 1 with "
-        "a plain DINOv2)",
-    )
-    parser.add_argument(
-        "--max-frames",
-        metavar="N",
-        type=positive_int,
-        help="of more samples take N evenly spaced ones (default: no limit with color, the "
-        "model's, 224 with a plain DINOv2)",
-    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--plot", metavar="FILE", help="also draw the timeline as PNG")
+    add_sampling(
+        parser,
+        f"{COLOR_FPS:g} with color, the model's, 1 with a plain DINOv2",
+        "no limit with color, the model's, 224 with a plain DINOv2",
+    )
     add_model(parser, "none; with --features model the tiny TDC of the package")
 
 
 def check(arguments: Any) -> None:
     arguments.features = _features(arguments)
-    arguments.video = check_media(arguments.video)
+    sampling(arguments)
+    check_media(arguments)
     check_folder(arguments.model)
     if arguments.plot:
         check_writable(arguments.plot)
@@ -117,7 +111,8 @@ def run(arguments: Any) -> None:
     else:
         with quiet_transformers():
             found = _by_dinov2(arguments)
-    spans = scenes(found.segmentation, found.times, info.duration)
+    start, end = _span(arguments, info)
+    spans = scenes(found.segmentation, found.times, end, start)
     if arguments.json:
         print(json.dumps(_document(arguments, info, features, found, spans), indent=2))
     else:
@@ -148,6 +143,11 @@ def _features(arguments: Any) -> str:
     return features
 
 
+def _span(arguments: Any, info: VideoInfo) -> tuple[float, float]:
+    """Seconds between which scenes are looked for."""
+    return arguments.start or 0.0, min(info.duration, arguments.end or math.inf)
+
+
 def _limits(arguments: Any, scenes: int, threshold: float | None) -> tuple[int, float | None]:
     """Scenes and threshold: as asked, else these of the features.
 
@@ -167,7 +167,7 @@ def _by_color(arguments: Any, info: VideoInfo) -> _Found:
     features, times, pictures = [], [], []
     fps = _color_fps(arguments, info)
     with progress("decoding the video") as update:
-        for video in _chunks(arguments.video, info, fps, update):
+        for video in _chunks(arguments, info, fps, update):
             features.append(color_features(video.frames))
             times += video.timestamps.tolist()
             if arguments.plot:
@@ -180,31 +180,35 @@ def _by_color(arguments: Any, info: VideoInfo) -> _Found:
 
 def _color_fps(arguments: Any, info: VideoInfo) -> float:
     """Samples a second, fewer than asked for where ``--max-frames`` allows no more."""
-    fps = arguments.fps or COLOR_FPS
-    total, most = math.ceil(info.duration * fps), arguments.max_frames
+    start, end = _span(arguments, info)
+    fps, most = arguments.fps or COLOR_FPS, arguments.max_frames
+    if arguments.frames and end > start:
+        fps = arguments.frames / (end - start)
+    total = math.ceil((end - start) * fps - 1e-6)
     if most is None or total <= most:
         return float(fps)
     note(
         f"warning: the video has {total} frames at {fps:g} per second; "
         f"--max-frames takes {most} evenly spaced ones"
     )
-    return float(most / info.duration)
+    return float(most / (end - start))
 
 
-def _chunks(file: MediaFile, info: VideoInfo, fps: float, update: Update) -> Iterator[Video]:
-    """The whole video, small, ``_CHUNK`` samples at a time."""
+def _chunks(arguments: Any, info: VideoInfo, fps: float, update: Update) -> Iterator[Video]:
+    """All that is watched, small, ``_CHUNK`` samples at a time."""
     from ..encoder.color_features import MAX_SIDE
     from ..media.video import read_video
 
-    total = math.ceil(info.duration * fps)
+    start, end = _span(arguments, info)
+    total = max(1, math.ceil((end - start) * fps - 1e-6))
     for first in range(0, total, _CHUNK):
         # The last half frame of a file may be too short for a sample of its own.
-        last = (first + _CHUNK) / fps >= info.duration - 0.5 / info.fps
+        last = start + (first + _CHUNK) / fps >= end - 0.5 / info.fps
         yield read_video(
-            file,
+            arguments.video,
             fps=fps,
-            start=first / fps if first else None,
-            end=None if last else (first + _CHUNK) / fps,
+            start=start + first / fps or None,
+            end=arguments.end if last else start + (first + _CHUNK) / fps,
             max_side=MAX_SIDE,
             progress=lambda done, _, first=first: update(first + done, total),  # type: ignore[misc]
         )
@@ -220,6 +224,7 @@ def _by_dinov2(arguments: Any) -> _Found:
     from ..encoder.segment import segment
     from ..media.pixels import padding_color, resize_frames
     from ..processor.media_inputs import load_video
+    from ..processor.video_sampling import VideoSampling
     from ..session import watch_towers
 
     with activity("loading DINOv2"):
@@ -231,10 +236,10 @@ def _by_dinov2(arguments: Any) -> _Found:
     name = arguments.dinov2 or arguments.model or str(TINY)
     if name == str(TINY):
         note(f"note: no --model given: {ABOUT_TINY}")
-    config.fps = arguments.fps or config.fps
     limit = arguments.max_frames or config.max_frames
     with progress("decoding the video") as update:
-        video = load_video(config, arguments.video, False, 0, max_frames=limit, progress=update)
+        part = VideoSampling.of({**sampling(arguments), "max_frames": limit})
+        video = load_video(config, arguments.video, False, 0, progress=update, sampling=part)
     pixels = resize_frames(video.frames, tower.image_size, padding_color(tower.image_mean))
     device = next(tower.parameters()).device
     with (
@@ -294,7 +299,7 @@ def _draw(arguments: Any, info: VideoInfo, found: _Found) -> None:
             timestamps=found.times,
             similarity=found.segmentation.video_similarity().cpu().numpy(),
             scene_starts=starts,
-            duration=info.duration,
-            title=clean(Path(arguments.video).name),
+            duration=_span(arguments, info)[1],
+            title=clean(Path(str(arguments.video)).name),
         )
     note(f"timeline: {path}")

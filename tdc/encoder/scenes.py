@@ -21,16 +21,18 @@ class Scene:
     similarity: float | None  # None: the first scene has no cut before it
 
 
-def scenes(segmentation: Segmentation, times: Sequence[float], duration: float) -> list[Scene]:
-    """The scenes of one video whose frames are shown at ``times``."""
+def scenes(
+    segmentation: Segmentation, times: Sequence[float], end: float, start: float = 0.0
+) -> list[Scene]:
+    """The scenes of one video, watched from ``start`` to ``end``, with frames at ``times``."""
     starts = segmentation.scene_starts()
     curve = segmentation.video_similarity().tolist()
-    edges = [*(times[s] for s in starts), max(duration, times[-1])]
+    edges = [*(times[s] for s in starts), max(end, times[-1])]
     ends = [*starts[1:], len(times)]
     return [
         Scene(
             number=i + 1,
-            start=0.0 if i == 0 else edges[i],
+            start=start if i == 0 else edges[i],
             end=edges[i + 1],
             first_frame=first,
             frames=last - first,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -78,6 +79,7 @@ class VideoEncoder(nn.Module):
         media_is_video: Sequence[bool] | Tensor,
         frame_times: Sequence[float] | Tensor,
         media_seconds: Sequence[int] | Tensor | None = None,
+        media_spans: Sequence[Sequence[float]] | Tensor | None = None,
         waveforms: Tensor | None = None,
         waveform_lengths: Sequence[int] | Tensor | None = None,
     ) -> list[TowerFeatures]:
@@ -92,6 +94,8 @@ class VideoEncoder(nn.Module):
             frame_times: seconds of every frame from its video's start, ``[F]``.
             media_seconds: sampled instants of each video before the frame budget thinned them out
                 (the released audio alignment counts in them); default: the last frame's second.
+            media_spans: seconds ``[media, 2]`` between which each video was watched, where its
+                sound begins and ends; default: from 0 on.
             waveforms: fp32 ``[media, samples]`` at 16 kHz, zero-padded; None without sound.
             waveform_lengths: samples of each medium, 0 = no sound.
 
@@ -111,8 +115,14 @@ class VideoEncoder(nn.Module):
             samples = _ints(waveform_lengths)
             heard = [w[:n] if n else None for w, n in zip(waveforms, samples, strict=True)]
             seconds = None if media_seconds is None else _ints(media_seconds)
+            sampled = times  # on the clock of the sound
+            if media_spans is not None:
+                spans = torch.as_tensor(media_spans, dtype=torch.float64).tolist()
+                seconds = [math.ceil(end - start - 0.01) for start, end in spans]
+                pairs = zip(times, spans, strict=True)
+                sampled = [[time - start for time in row] for row, (start, _) in pairs]
             with stage("BEATs"), graph_if_wanted(self.beats, waveforms):
-                sounds = self.encode_audio(heard, times, seconds)
+                sounds = self.encode_audio(heard, sampled, seconds)
         with stage("SigLIP"), graph_if_wanted(self.siglip, siglip_pixels):
             siglip = self.siglip(siglip_pixels).split(frames)
         with stage("DINOv2"), graph_if_wanted(self.dinov2, dinov2_pixels):
@@ -141,15 +151,14 @@ class VideoEncoder(nn.Module):
             if waveform is None:
                 encoded.append(None)
                 continue
+            placement: dict[str, Any] = {"alignment": "time", "timestamps": times}
             if config.audio_alignment == "release":
-                count = seconds[number] if seconds is not None else round(max(times)) + 1
-                placement: dict[str, Any] = {"taken": _taken(times, count)}
-            else:
-                placement = {"timestamps": times}
+                taken = _taken(times, 0 if seconds is None else seconds[number])
+                if sum(taken) == len(times):  # else more than one a second, which it cannot say
+                    placement = {"alignment": "release", "taken": taken}
             tokens, present = audio_tokens(
                 self.beats,
                 waveform,
-                alignment=config.audio_alignment,
                 num_frames=len(times),
                 tokens_per_frame=config.audio_tokens_per_frame,
                 half_precision=config.audio_half_precision,
@@ -276,11 +285,9 @@ def _join(parts: Sequence[Tensor]) -> Tensor:
 
 
 def _taken(times: Sequence[float], seconds: int) -> list[int]:
-    """0 or 1 for every sampled second of the original video: was its frame kept?"""
-    taken = [0] * seconds
-    for time in times:
-        taken[min(round(time), seconds - 1)] = 1
-    return taken
+    """0 or 1 for every second of the video, at least ``seconds``: was its frame kept?"""
+    kept = {math.floor(time + 0.25) for time in times}  # a player's times are late or early
+    return [int(second in kept) for second in range(max(seconds, max(kept) + 1))]
 
 
 def _split(values: Sequence[float], counts: Sequence[int]) -> list[list[float]]:

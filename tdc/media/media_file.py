@@ -86,7 +86,7 @@ def _state(path: str) -> tuple[int, ...] | None:
     """What changes when a file is written to or replaced; None if there is none."""
     try:
         found = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):  # a name with a NUL is none
         return None
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,14 +15,17 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_STANDARD_ME
 
 from ..config import TDCConfig
 from ..encoder.geometry import kept_box
-from ..errors import InputError
+from ..errors import InputError, shown
 from ..media.audio import finite, read_audio, resample
 from ..media.media_file import MediaFile, VideoInfo
 from ..media.pixels import padding_color, resize_frames
 from ..media.sampling import sample_indices
-from ..media.video import Video, read_image, read_video
+from ..media.source import opened
+from ..media.video import Video, read_video
 from ..profiling import stage
 from .budget import frame_budget
+from .frames import as_array, picture, rgb, stacked
+from .video_sampling import WHOLE, VideoSampling
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +33,7 @@ SAMPLE_RATE = 16_000  # Hz, what BEATs hears
 # Decoded frames larger than this together (172 frames of 1080p) are scaled down while decoding,
 # never below twice what the towers see.
 FRAME_BYTES, MIN_SIDE = 2**30, 768
+_MOST_RATE = 10**6  # Hz of a waveform
 
 # What ``pack_media`` makes, ``VideoEncoder.towers`` takes, and no part of the text is.
 MEDIA_INPUTS = (
@@ -41,6 +44,7 @@ MEDIA_INPUTS = (
     "media_is_video",
     "frame_times",
     "media_seconds",
+    "media_spans",
     "waveforms",
     "waveform_lengths",
 )
@@ -54,10 +58,11 @@ class Medium:
 
     frames: np.ndarray  # uint8 [L, H, W, 3]
     size: tuple[int, int]  # (width, height) before any scaling
-    times: list[float]  # seconds, L
+    times: list[float]  # seconds from the start of the video, L
     seconds: int  # sampled instants before thinning
     is_video: bool
-    waveform: np.ndarray | None = None  # fp32 [n], 16 kHz
+    waveform: np.ndarray | None = None  # fp32 [n], 16 kHz, from `span[0]` on
+    span: tuple[float, float] = (0.0, 0.0)  # seconds of the video that were watched
 
 
 @stage("decode video")
@@ -69,19 +74,26 @@ def load_video(
     num_videos: int = 1,
     max_frames: int | None = None,
     progress: Progress | None = None,
+    sampling: VideoSampling = WHOLE,
+    sampling_rate: int | None = None,
 ) -> Medium:
     """Decode one video on the frames that its prompt leaves room for.
 
     Args:
-        video: a file, a uint8 array ``[T, H, W, 3]`` sampled at ``config.fps``, or a ``Video``.
+        video: what :func:`tdc.media.source.local` takes for a file; an array or tensor that
+            :func:`tdc.processor.frames.rgb` takes, or a list of stills of one size, sampled at
+            ``sampling.fps`` or ``config.fps``; or a ``Video``.
         sound: see :func:`load_sound`; None for the video's own track, silence if that cannot be
             decoded.
         prompt_tokens, num_videos: see :func:`tdc.processor.budget.frame_budget`.
         max_frames: frames instead of what the budget allows.
+        sampling: which part of the video, and how densely; its ``max_frames`` comes first.
 
     Raises:
-        InputError: a file that cannot be read, or an array of another kind.
+        InputError: a file that cannot be read, an array of another kind, or a part of the video
+            in which there is nothing.
     """
+    max_frames = sampling.max_frames or max_frames
 
     def budget(size: tuple[int, int]) -> int:
         if max_frames is not None:
@@ -90,57 +102,40 @@ def load_video(
         tokens = kept_box(width, height, config.frame_grid).num_tokens
         return frame_budget(config, prompt_tokens, tokens, num_videos)
 
-    video = MediaFile.of(video)
-    if isinstance(video, MediaFile):
-        info = video.info
-        size = (info.width, info.height)
-        limit = budget(size)
-        decoded = read_video(
-            video,
-            fps=config.fps,
-            max_frames=limit,
-            max_side=_max_side(info, min(limit, math.ceil(info.duration * config.fps))),
-            progress=progress,
-        )
-        frames, times = decoded.frames, decoded.timestamps.tolist()
-        seconds = max(len(times), math.ceil(decoded.duration * config.fps - 0.01))
-        if sound is None and config.audio_config and info.has_audio:
-            sound = _own_sound(config, video)
-    else:
-        frames, times = _as_frames(video, config.fps)
-        size, seconds = (frames.shape[2], frames.shape[1]), len(frames)
-        keep = sample_indices(seconds, budget(size))
-        frames, times = frames[keep], [times[i] for i in keep]
-    if len(times) < seconds:
-        logger.warning(
-            "the video has %d frames at %g per second; %d evenly spaced ones fit the budget",
-            seconds,
-            config.fps,
-            len(times),
-        )
-    return Medium(frames, size, times, seconds, True, load_sound(config, sound))
+    with opened(video, "video") as found:
+        if isinstance(found, MediaFile):
+            if sampling.fps is not None and sampling.num_frames is not None:
+                raise InputError("fps and num_frames came together; expected one of them")
+            seen = _from_file(config, found, sampling, budget, progress)
+            if sound is None and config.audio_config and found.info.has_audio:
+                sound = _own_sound(config, found, sampling)
+                return replace(seen, waveform=load_sound(config, sound))
+        else:
+            seen = _from_frames(config, found, sampling, budget)
+    return replace(seen, waveform=load_sound(config, sound, sampling_rate, sampling))
 
 
 def load_image(image: Any) -> Medium:
-    """One still from a file, a PIL image or a uint8 array ``[H, W, 3]``."""
-    if isinstance(image, (str, os.PathLike)):
-        picture = read_image(image)
-    else:
-        picture = np.asarray(image.convert("RGB") if hasattr(image, "convert") else image)
-    if picture.ndim != 3 or picture.shape[-1] != 3 or picture.dtype != np.uint8:
-        raise InputError(
-            f"image is {picture.dtype} {list(picture.shape)}; expected uint8 [H, W, 3]"
-        )
-    return Medium(picture[None], (picture.shape[1], picture.shape[0]), [0.0], 1, False)
+    """One still: what :func:`tdc.processor.frames.picture` takes."""
+    pixels = picture(image)
+    return Medium(pixels[None], (pixels.shape[1], pixels.shape[0]), [0.0], 1, False)
 
 
 @stage("decode audio")
-def load_sound(config: TDCConfig, sound: Any) -> np.ndarray | None:
+def load_sound(
+    config: TDCConfig,
+    sound: Any,
+    sampling_rate: int | None = None,
+    sampling: VideoSampling = WHOLE,
+) -> np.ndarray | None:
     """fp32 waveform ``[n]`` at 16 kHz; None for silence.
 
     Args:
-        sound: a file; a mono waveform ``[n]`` at 16 kHz, or ``(waveform, rate)`` with a rate in Hz,
+        sound: what :func:`tdc.media.source.local` takes for a file; a mono waveform ``[n]``, or
+            ``(waveform, rate)`` with a rate in Hz, or a dict with ``array`` and ``sampling_rate``,
             floating point in [-1, 1] or integers of full scale; False or None for silence.
+        sampling_rate: Hz of a waveform that says none; default: 16 kHz.
+        sampling: of the video; only the sound between its ``start`` and ``end`` is returned.
 
     Raises:
         InputError: a file without sound that can be decoded, or an array of another kind.
@@ -150,34 +145,137 @@ def load_sound(config: TDCConfig, sound: Any) -> np.ndarray | None:
     if not config.audio_config:
         logger.warning("this model has no audio encoder; the sound is not used")
         return None
-    if isinstance(sound, (str, os.PathLike)):
-        return read_audio(sound, sample_rate=SAMPLE_RATE, channel=config.audio_channel)
-    rate: Any = SAMPLE_RATE
-    if isinstance(sound, tuple) and len(sound) == 2 and np.ndim(sound[0]) + np.ndim(sound[1]):
-        sound, rate = sound
-        number = isinstance(rate, (int, float, np.integer, np.floating))
-        if not number or rate < 1 or not float(rate).is_integer():
-            raise InputError(
-                f"audio: got a rate of {type(rate).__name__} "
-                f"{rate if np.ndim(rate) == 0 else list(np.shape(rate))}; expected "
-                "(waveform, rate) with a whole number of Hz"
-            )
+    start, end = sampling.start, sampling.end
+    with opened(sound, "audio") as found:
+        if isinstance(found, MediaFile):
+            rate, channel = SAMPLE_RATE, config.audio_channel
+            return read_audio(found, sample_rate=rate, channel=channel, start=start, end=end)
+    sound, rate = _with_rate(sound, SAMPLE_RATE if sampling_rate is None else sampling_rate)
     waveform = finite(_as_waveform(sound), "audio")
-    return waveform if rate == SAMPLE_RATE else resample(waveform, int(rate), SAMPLE_RATE)
+    waveform = waveform if rate == SAMPLE_RATE else resample(waveform, rate, SAMPLE_RATE)
+    first, last = (None if t is None else round(t * SAMPLE_RATE) for t in (start, end))
+    return waveform[first:last]
 
 
-def _own_sound(config: TDCConfig, video: MediaFile) -> np.ndarray | bool:
+def _from_file(
+    config: TDCConfig,
+    video: MediaFile,
+    sampling: VideoSampling,
+    budget: Callable[[tuple[int, int]], int],
+    progress: Progress | None,
+) -> Medium:
+    info = video.info
+    start, end = sampling.start or 0.0, min(info.duration, sampling.end or math.inf)
+    limit, fps = budget((info.width, info.height)), sampling.fps or config.fps
+    asked = sampling.num_frames
+    if asked is not None and end > start:
+        fps = min(asked, limit) / (end - start)
+    decoded = read_video(
+        video,
+        fps=fps,
+        max_frames=limit,
+        start=sampling.start,
+        end=sampling.end,
+        max_side=_max_side(info, min(limit, math.ceil(max(0.0, end - start) * fps))),
+        progress=progress,
+    )
+    times = decoded.timestamps.tolist()
+    instants = max(len(times), math.ceil((end - start) * fps - 0.01))
+    _say_left_out(len(times), instants, fps, asked)
+    size = (info.width, info.height)
+    return Medium(decoded.frames, size, times, instants, True, span=(start, max(end, times[-1])))
+
+
+def _from_frames(
+    config: TDCConfig,
+    video: Any,
+    sampling: VideoSampling,
+    budget: Callable[[tuple[int, int]], int],
+) -> Medium:
+    fps = sampling.fps or config.fps
+    if isinstance(video, Video):
+        if sampling.fps is not None:
+            raise InputError("fps: this video's frames have times already; leave it out")
+        frames, times = video.frames, video.timestamps.tolist()
+    else:
+        pictures = isinstance(video, (list, tuple)) and not np.isscalar(_innermost(video))
+        frames = stacked(video) if pictures else rgb(video, "video")
+        times = [i / fps for i in range(len(frames))]
+    step = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 1 / fps
+    start, end = sampling.start or 0.0, min(times[-1] + step, sampling.end or math.inf)
+    inside = [i for i, time in enumerate(times) if start - 1e-6 <= time < end - 1e-6]
+    if not inside:
+        raise InputError(f"start: got {start:g} s, but no frame lies between it and {end:g} s")
+    limit, asked = budget((frames.shape[2], frames.shape[1])), sampling.num_frames
+    if asked is None:
+        keep = [inside[i] for i in sample_indices(len(inside), limit)]
+    else:
+        count = min(asked, limit)
+        keep = [inside[int(len(inside) / count * i)] for i in range(count)]
+    instants = len(keep) if asked is not None else len(inside)
+    _say_left_out(len(keep), instants, fps, asked)
+    size = (frames.shape[2], frames.shape[1])
+    span = (start, max(end, times[keep[-1]]))
+    return Medium(frames[keep], size, [times[i] for i in keep], instants, True, span=span)
+
+
+def _innermost(value: Any) -> Any:
+    """The first number, text or array that nested lists hold."""
+    for _ in range(5):
+        if not isinstance(value, (list, tuple)) or not value:
+            break
+        value = value[0]
+    return value if not isinstance(value, (str, bytes)) else None
+
+
+def _say_left_out(taken: int, instants: int, fps: float, asked: int | None) -> None:
+    if asked is not None and taken < asked:
+        logger.warning("num_frames is %d; %d evenly spaced frames fit the budget", asked, taken)
+    elif taken < instants:
+        logger.warning(
+            "the video has %d frames at %g per second; %d evenly spaced ones fit the budget",
+            instants,
+            fps,
+            taken,
+        )
+
+
+def _own_sound(config: TDCConfig, video: MediaFile, sampling: VideoSampling) -> np.ndarray | bool:
     """The sound of a video whose pictures are wanted whatever its sound is; False for silence."""
     try:
-        return read_audio(video, sample_rate=SAMPLE_RATE, channel=config.audio_channel)
+        return read_audio(
+            video,
+            sample_rate=SAMPLE_RATE,
+            channel=config.audio_channel,
+            start=sampling.start,
+            end=sampling.end,
+        )
     except InputError as error:
         logger.warning("%s; the video is taken as silent", error)
         return False
 
 
+def _with_rate(sound: Any, rate: Any) -> tuple[Any, int]:
+    """A waveform and its rate in Hz, which may stand beside it."""
+    if isinstance(sound, Mapping) and {"array", "sampling_rate"} <= sound.keys():
+        sound = (sound["array"], sound["sampling_rate"])
+    pair = isinstance(sound, tuple) and len(sound) == 2
+    if pair and any(isinstance(x, (np.ndarray, torch.Tensor, list)) for x in sound):
+        sound, rate = sound
+    number = isinstance(rate, (int, float, np.integer, np.floating))
+    if not number or not 1 <= rate <= _MOST_RATE or not float(rate).is_integer():
+        array = isinstance(rate, (np.ndarray, torch.Tensor))
+        raise InputError(
+            f"audio: got a rate of {type(rate).__name__} "
+            f"{list(rate.shape) if array else shown(rate)}; expected (waveform, rate) with a "
+            f"whole number of Hz"
+        )
+    return sound, int(rate)
+
+
 def _as_waveform(sound: Any) -> np.ndarray:
     """fp32 ``[n]``, integers scaled to [-1, 1)."""
-    array = np.asarray(sound)
+    array = as_array(sound, "audio")
     if array.ndim != 1:
         raise InputError(
             f"audio has shape {list(array.shape)}; expected one mono waveform [samples]"
@@ -208,6 +306,7 @@ def pack_media(config: TDCConfig, media: Sequence[Medium]) -> dict[str, Any]:
         "media_sizes": torch.tensor([m.size for m in media]),
         "media_is_video": torch.tensor([m.is_video for m in media]),
         "media_seconds": torch.tensor([m.seconds for m in media]),
+        "media_spans": torch.tensor([m.span for m in media], dtype=torch.float64),
         "frame_times": torch.tensor([t for m in media for t in m.times], dtype=torch.float64),
     }
     if any(m.waveform is not None for m in media):
@@ -224,14 +323,3 @@ def _max_side(info: VideoInfo, num_frames: int) -> int | None:
     side = max(info.width, info.height)
     ratio = FRAME_BYTES / max(1, num_frames * info.width * info.height * 3)
     return None if ratio >= 1 else max(MIN_SIDE, int(side * math.sqrt(ratio)))
-
-
-def _as_frames(video: Any, fps: float) -> tuple[np.ndarray, list[float]]:
-    if isinstance(video, Video):
-        return video.frames, video.timestamps.tolist()
-    frames = np.asarray(video)
-    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames):
-        raise InputError(
-            f"video is {frames.dtype} {list(frames.shape)}; expected uint8 [T, H, W, 3], T >= 1"
-        )
-    return frames, [i / fps for i in range(len(frames))]

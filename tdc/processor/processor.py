@@ -14,9 +14,10 @@ from transformers import AutoProcessor, BatchFeature, ProcessorMixin
 from ..config import TDCConfig
 from ..errors import InputError
 from .chat_templates import BY_MODEL_TYPE, CHATML
-from .keywords import check_keywords
+from .keywords import check_values, read_keywords, texts_of
 from .media_inputs import MEDIA_INPUTS, Medium, Progress, load_image, load_video, pack_media
-from .messages import check_messages, is_named, last_question, media_of
+from .media_lists import Clip, media_lists, per_video
+from .messages import conversations, is_named, read_chat
 from .prompt_text import (
     IMAGE_TOKEN,
     LITERAL,
@@ -27,11 +28,12 @@ from .prompt_text import (
     split_prompt,
     valid,
 )
+from .video_sampling import ALIASES, NAMES
 
 logger = logging.getLogger(__name__)
 
 # Keywords beside messages, and all.
-_OPTIONS = ("max_frames", "progress", "add_special_tokens", "return_tensors")
+_OPTIONS = (*NAMES, "sampling_rate", "progress", "add_special_tokens", "return_tensors")
 _KEYWORDS = ("images", "text", "videos", "audio", "question", *_OPTIONS)
 
 
@@ -80,10 +82,15 @@ class TDCProcessor(ProcessorMixin):
         audio: Any = None,
         question: str | Sequence[str] | None = None,
         *,
-        max_frames: int | None = None,
+        fps: float | Sequence[float] | None = None,
+        num_frames: int | Sequence[int] | None = None,
+        max_frames: int | Sequence[int] | None = None,
+        start: float | Sequence[float] | None = None,
+        end: float | Sequence[float] | None = None,
+        sampling_rate: int | None = None,
         progress: Progress | None = None,
         add_special_tokens: bool | None = True,
-        return_tensors: str = "pt",
+        return_tensors: str | None = "pt",
         **kwargs: Any,
     ) -> ModelInputs:
         """Prompts and media to model inputs.
@@ -91,14 +98,21 @@ class TDCProcessor(ProcessorMixin):
         Args:
             text: prompts with one ``<video>`` or ``<image>`` where each medium belongs. In what
                 :meth:`apply_chat_template` returned, those that a message's text holds are text.
-            videos: files (paths, or a :class:`tdc.media.media_file.MediaFile`, which is not scanned
-                twice), uint8 arrays ``[T, H, W, 3]`` sampled at ``config.fps``, or
-                :class:`tdc.media.video.Video`, in the order of the placeholders.
-            images: files, PIL images or uint8 arrays ``[H, W, 3]``, likewise.
-            audio: one entry per video: a file, an fp32 16-kHz waveform, ``False`` for silence, or
-                None for the video's own sound track.
+            videos: in the order of the placeholders, files (what :func:`tdc.media.source.local`
+                takes: paths, ``file://`` and ``data:`` URLs, bytes, file objects; a
+                :class:`tdc.media.media_file.MediaFile` is not scanned twice),
+                :class:`tdc.media.video.Video`, and frames sampled at ``fps``: arrays or tensors
+                ``[T, H, W, C]`` or ``[T, C, H, W]``, uint8 or floats in [0, 1], or lists of stills.
+            images: files, PIL images or arrays of one frame, likewise.
+            audio: one entry per video: a file, a waveform, ``(waveform, rate)``, ``False`` for
+                silence, or None for the video's own sound track.
             question: what the Q-Former reads; default: the prompt without placeholders.
-            max_frames: frames per video; default: what the token budget allows.
+            fps: sampled frames per second (of arrays: those they were sampled at); default:
+                ``config.fps``. This and the next four are for all videos, or lists with one each.
+            num_frames: so many evenly spaced frames instead.
+            max_frames: frames per video at most; default: what the token budget allows.
+            start, end: seconds; frames and sound of [start, end) are taken.
+            sampling_rate: Hz of the waveforms in ``audio``; default: 16 kHz.
             progress: called as ``progress(done, total)`` while a video is decoded.
             add_special_tokens: begin prompts with the tokenizer's first token if it has one.
             kwargs: what transformers passes to every processor, such as ``padding=True``.
@@ -111,28 +125,29 @@ class TDCProcessor(ProcessorMixin):
             InputError: a file that cannot be read; placeholders that do not match the media; a
                 keyword that is unknown or would have no effect.
         """
-        check_keywords(kwargs, _KEYWORDS)
-        if return_tensors not in ("pt", None):
-            raise ValueError(f"return_tensors is {return_tensors!r}; expected 'pt'")
-        if text is None:
-            raise ValueError("text is missing; expected a prompt with <video> or <image>")
-        prompts = [text] if isinstance(text, str) else list(text)
+        own = {"fps": fps, "num_frames": num_frames, "max_frames": max_frames}
+        own |= {"start": start, "end": end, "sampling_rate": sampling_rate}
+        options = read_keywords({**own, **kwargs}, _KEYWORDS)
+        check_values(progress, add_special_tokens, return_tensors)
+        prompts = texts_of(text, "text", "a prompt with <video> or <image>")
+        questions = (
+            None if question is None else texts_of(question, "question", "a text per prompt")
+        )
         encode = self.encode_prompts
         if add_special_tokens is False:
             encode = partial(encode, first=False)
-        inputs = encode(prompts, question)
+        inputs = encode(prompts, questions)
         kinds = [
             [piece for kind, piece in self._split(prompt) if kind == MEDIUM] for prompt in prompts
         ]
-        videos, images = _flatten(videos), _flatten(images)
-        self._check_counts(kinds, videos, images)
-        if not videos and any(s is not None and s is not False for s in _flatten(audio)):
-            raise InputError("audio came without videos; expected a video that it belongs to")
-        if videos or images:
+        rate = options.pop("sampling_rate", None)
+        clips, stills, sounds = media_lists(videos, images, audio)
+        clips = per_video(clips, options)
+        self._check_counts(kinds, clips, stills)
+        if clips or stills:
             lengths = inputs["attention_mask"].sum(1).tolist()
-            inputs.update(
-                self._encode_media(kinds, lengths, videos, images, audio, max_frames, progress)
-            )
+            media = self._load(kinds, lengths, clips, stills, sounds, rate, progress)
+            inputs.update(pack_media(self.config, media))
         return ModelInputs(inputs)
 
     # --- text ------------------------------------------------------------------------------------
@@ -152,11 +167,16 @@ class TDCProcessor(ProcessorMixin):
     ) -> Any:
         """Render messages; with ``tokenize=True`` also decode their media.
 
-        A part is ``{"type": "video", "path": ...}`` (or ``"video"``, ``"url"``), ``"image"`` or
-        ``"audio"`` likewise, or ``{"type": "text", "text": ...}``. An audio part replaces the sound
-        track of the video before it (or of the first one, if none came before). The question is the
-        text of the last user message. In the texts, ``<video>``, ``<image>`` and the names of
-        special tokens are text, for a processor that is given the returned prompt as well.
+        A part is ``{"type": "video", "path": ...}`` (or ``"video"``, ``"url"``, ``"base64"``),
+        ``"image"`` or ``"audio"`` likewise, or ``{"type": "text", "text": ...}``; OpenAI's
+        ``video_url``, ``image_url``, ``audio_url`` and ``input_audio`` are taken as well. What
+        names or holds a file is as in :meth:`__call__`; network addresses are refused. Video parts
+        may say ``fps``, ``num_frames``, ``max_frames``, ``start`` and ``end`` for themselves.
+
+        An audio part replaces the sound track of the video before it (or of the first one, if none
+        came before). The question is the text of the last user message. In the texts, ``<video>``,
+        ``<image>`` and the names of special tokens are text, for a processor that is given the
+        returned prompt as well.
 
         Args:
             processor_kwargs, kwargs: keywords of the processor, and variables of the template.
@@ -169,13 +189,12 @@ class TDCProcessor(ProcessorMixin):
         variables = {
             name: value
             for name, value in kwargs.items()
-            if name not in _KEYWORDS and is_named(name, source)
+            if name not in (*_KEYWORDS, *ALIASES) and is_named(name, source)
         }
         kwargs = {k: v for k, v in kwargs.items() if k not in variables} | (processor_kwargs or {})
-        options = {k: v for k, v in kwargs.items() if k in _OPTIONS}
-        check_keywords({k: v for k, v in kwargs.items() if k not in _OPTIONS}, _OPTIONS)
-        single = bool(conversation) and isinstance(conversation[0], dict)
-        conversations = [conversation] if single else list(conversation)
+        options = read_keywords(kwargs, _OPTIONS)
+        batch, single = conversations(conversation)
+        chats = [read_chat(messages, source) for messages in batch]
         template = partial(
             super().apply_chat_template,
             chat_template=chat_template,
@@ -184,19 +203,17 @@ class TDCProcessor(ProcessorMixin):
             continue_final_message=continue_final_message,
             **variables,
         )
-        for messages in conversations:
-            check_messages(messages, source)
         specials = special_tokens(self.tokenizer)
-        prompts = [render(messages, specials, template) for messages in conversations]
+        prompts = [render(chat.messages, specials, template) for chat in chats]
         if not tokenize:
             return prompts[0] if single else prompts
-        media = [media_of(messages) for messages in conversations]
+        media = [chat.media() for chat in chats]
         inputs = self(
             text=prompts,
             videos=[v for m in media for v in m["videos"]] or None,
             images=[i for m in media for i in m["images"]] or None,
             audio=[a for m in media for a in m["audio"]] or None,
-            question=[last_question(messages) for messages in conversations],
+            question=[chat.question() for chat in chats],
             **{"return_tensors": return_tensors, **options},
         )
         return inputs if return_dict else inputs["input_ids"]
@@ -216,7 +233,7 @@ class TDCProcessor(ProcessorMixin):
         elif isinstance(questions, str):
             questions = [questions]
         if len(questions) != len(prompts):
-            raise ValueError(f"question has {len(questions)} entries; expected {len(prompts)}")
+            raise InputError(f"question has {len(questions)} entries; expected {len(prompts)}")
         ids = [self.prompt_ids(prompt, first) for prompt in prompts]
         pad = self.tokenizer.pad_token_id
         pad = self.tokenizer.eos_token_id if pad is None else pad
@@ -297,35 +314,37 @@ class TDCProcessor(ProcessorMixin):
                     f"{len(given)} {name} came; expected one each"
                 )
 
-    def _encode_media(
+    def _load(
         self,
         kinds: list[list[str]],
         prompt_lengths: list[int],
-        videos: list,
-        images: list,
-        audio: Any,
-        max_frames: int | None,
+        clips: Sequence[Clip],
+        images: Sequence[Any],
+        sounds: Sequence[Any],
+        rate: int | None,
         progress: Progress | None,
-    ) -> dict[str, Any]:
-        sounds = list(audio) if isinstance(audio, (list, tuple)) else [audio] * len(videos)
-        if len(sounds) != len(videos):
-            raise InputError(
-                f"audio has {len(sounds)} entries for {len(videos)} videos; expected one per video"
-            )
-        queue, pictures = iter(zip(videos, sounds, strict=True)), iter(images)
-        config = self.config
+    ) -> list[Medium]:
+        queue, stills = iter(zip(clips, sounds, strict=True)), iter(images)
         media: list[Medium] = []
         for tokens, length in zip(kinds, prompt_lengths, strict=True):
-            count = tokens.count(VIDEO_TOKEN)
             for token in tokens:
                 if token == IMAGE_TOKEN:
-                    media.append(load_image(next(pictures)))
-                else:
-                    video, sound = next(queue)
-                    media.append(
-                        load_video(config, video, sound, length, count, max_frames, progress)
+                    media.append(load_image(next(stills)))
+                    continue
+                clip, sound = next(queue)
+                media.append(
+                    load_video(
+                        self.config,
+                        clip.source,
+                        sound,
+                        length,
+                        tokens.count(VIDEO_TOKEN),
+                        progress=progress,
+                        sampling=clip.sampling,
+                        sampling_rate=rate,
                     )
-        return pack_media(config, media)
+                )
+        return media
 
     @property
     def model_input_names(self) -> list[str]:
@@ -353,15 +372,6 @@ def new_processor(
         )
     template = BY_MODEL_TYPE.get(config.text_config.model_type, CHATML)
     return TDCProcessor(tokenizer, qformer_tokenizer, config, chat_template=template)
-
-
-def _flatten(media: Any) -> list:
-    """A flat list of media from one, a list, or one list per prompt."""
-    if media is None:
-        return []
-    if isinstance(media, (list, tuple)):
-        return [m for item in media for m in (item if isinstance(item, (list, tuple)) else [item])]
-    return [media]
 
 
 def _pad(

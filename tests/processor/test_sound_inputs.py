@@ -62,7 +62,7 @@ def test_an_array_that_is_no_number_is_silence(caplog: pytest.LogCaptureFixture)
         ((np.zeros(9), 0), "audio: got a rate of int 0; expected"),
         ((np.zeros(9), 8000.5), "audio: got a rate of float 8000.5; expected"),
         ((np.zeros(9), float("nan")), "audio: got a rate of float nan; expected"),
-        ((np.zeros(9), "16 kHz"), "audio: got a rate of str 16 kHz; expected"),
+        ((np.zeros(9), "16 kHz"), "audio: got a rate of str '16 kHz'; expected"),
     ],
 )
 def test_other_arrays_are_refused(sound: Any, message: str) -> None:

@@ -7,9 +7,12 @@ import json
 import logging
 
 import pytest
-from train_samples import record, write_list
+from toy import toy_processor, toy_video
+from train_samples import calm_config, record, write_list
 
 from tdc import InputError
+from tdc.processor.video_sampling import VideoSampling
+from tdc.train.data.collator import Collator
 from tdc.train.data.records import parse, read_records
 
 TURNS = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "It."}]
@@ -123,3 +126,48 @@ def test_a_missing_list(tmp_path):
 @pytest.mark.parametrize("value", ["", "None", "nan", None, float("nan")])
 def test_spellings_of_no_medium(value):
     assert parse({"image": value, "conversations": WITHOUT}).kind is None
+
+
+def part_entry(**keys) -> dict:
+    part = {"type": "video", "path": "a.mp4", **keys}
+    question = {"role": "user", "content": [part, {"type": "text", "text": "What?"}]}
+    return {"messages": [question, {"role": "assistant", "content": "A dog."}]}
+
+
+def test_parts_of_messages_name_the_medium_and_how_to_watch_it():
+    record = parse(part_entry(nframes=4, start=1.5), "clips")
+    assert (record.kind, record.visual) == ("video", "clips/a.mp4")
+    assert record.sampling == VideoSampling(num_frames=4, start=1.5)
+    entry = {"video": "file:///a.mp4", "question": "What?", "answer": "Dog.", "video_end": 3}
+    assert parse(entry, "clips").visual == "/a.mp4"
+    assert parse(entry).sampling == VideoSampling(end=3)
+    sound = {"type": "audio_url", "audio_url": {"url": "b.wav"}}
+    entry = part_entry()
+    entry["messages"][0]["content"].append(sound)
+    assert parse(entry, "clips").sound == "clips/b.wav"
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (part_entry(fsp=2), "unknown key of a video part 'fsp'; did you mean 'fps'"),
+        (part_entry(max_pixels=2), "max_pixels': leave it out"),
+        (part_entry(fps=-1), "fps: got -1, expected"),
+        ({**part_entry(), "video": "b.mp4"}, "it names video twice; expected it once"),
+        ({**part_entry(fps=2), "fps": 3}, "it names fps twice"),
+        ({"video": "https://a/b.mp4", "question": "?", "answer": "!"}, "fetches nothing by https"),
+    ],
+)
+def test_parts_that_nobody_reads_are_refused(entry, message):
+    with pytest.raises(InputError, match=message):
+        parse(entry)
+
+
+def test_the_batch_has_the_part_that_was_asked_for():
+    clip = {"video": toy_video(8), "question": "What?", "answer": "A dog."}
+    config = calm_config()
+    batch = Collator(toy_processor(config))([{**clip, "start": 2, "end": 6, "num_frames": 2}])
+    inputs = batch["features"].inputs
+    assert inputs["frame_times"].tolist() == [2, 4] and inputs["media_spans"].tolist() == [[2, 6]]
+    limited = Collator(toy_processor(config), max_frames=3)([{**clip, "max_frames": 5}])
+    assert len(limited["features"].inputs["frame_times"]) == 3

@@ -19,6 +19,7 @@ from ...errors import InputError
 from ...processor.budget import frame_budget
 from ...processor.media_inputs import load_image, load_video, pack_media
 from ...processor.processor import TDCProcessor
+from ...processor.video_sampling import WHOLE
 from ...prompt import IGNORE_INDEX
 from .conversation import Conversation, encode_conversation
 from .media_batch import MediaBatch
@@ -138,8 +139,8 @@ class Collator:
         limit = self._frame_limit(text)
         sound = record.sound if self.sound and self.config.audio_config else False
         key = None
-        if self.store is not None and isinstance(record.visual, (str, os.PathLike)):
-            if sound is None or sound is False or isinstance(sound, (str, os.PathLike)):
+        if self.store is not None and record.sampling == WHOLE and _is_file(record.visual):
+            if sound is None or sound is False or _is_file(sound):
                 key = self.store.key(record.visual, sound, limit)
             found = None if key is None else self.store.load(key)
             if found is not None:
@@ -147,9 +148,10 @@ class Collator:
         if record.kind == "image":
             medium = load_image(record.visual)
         else:
-            medium = load_video(
-                self.config, record.visual, sound, len(text.input_ids), max_frames=limit
-            )
+            most = min(limit, record.sampling.max_frames or limit)
+            sampling = replace(record.sampling, max_frames=most)
+            length = len(text.input_ids)
+            medium = load_video(self.config, record.visual, sound, length, sampling=sampling)
         return Unseen(pack_media(self.config, [medium]), key)
 
     def _frame_limit(self, text: Conversation) -> int:
@@ -157,6 +159,10 @@ class Collator:
         if limit < self.config.max_frames and limit > FRAME_STEP:
             limit -= limit % FRAME_STEP
         return limit if self.max_frames is None else min(limit, self.max_frames)
+
+
+def _is_file(value: Any) -> bool:
+    return isinstance(value, (str, os.PathLike)) and os.path.isfile(value)
 
 
 def join_inputs(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -23,6 +23,9 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from ...errors import InputError, listed
+from ...media.source import local
+from ...processor.messages import SAMPLING, kind_of, names_file, source_of
+from ...processor.video_sampling import WHOLE, VideoSampling, refuse
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +53,7 @@ class Record:
     visual: Any = None
     kind: str | None = None  # "image" or "video"; None: text alone
     sound: Any = None  # None: the video's own sound track
+    sampling: VideoSampling = WHOLE  # which part of a video, and how densely
     media_turn: int = 0  # the turn in front of whose text the medium stands
     name: str = ""  # where it came from, for messages
     number: int = 0  # its place in the dataset
@@ -102,19 +106,24 @@ def parse(entry: Any, folder: str | os.PathLike[str] | None = None, name: str = 
 
     An entry holds ``conversations`` (from human/gpt), ``messages`` (role user/assistant) or
     ``question`` and ``answer``, and at most one of ``image`` and ``video``; ``audio`` beside a
-    video replaces its sound track, and ``audio: false`` mutes it.
+    video replaces its sound track, and ``audio: false`` mutes it. ``fps``, ``num_frames``,
+    ``max_frames``, ``start`` and ``end`` beside a video are as for the processor. All of them may
+    stand in the parts of ``messages`` instead.
 
     Raises:
         InputError: what is wrong with it.
     """
     if not isinstance(entry, dict):
         raise InputError(f"it is a {type(entry).__name__}; expected an object with conversations")
+    entry = _with_parts(entry)
     media = {k: entry[k] for k in ("image", "video", "audio") if _present(entry.get(k))}
     if "image" in media and "video" in media:
         raise InputError("it names an image and a video; expected one of them")
     kind = next((k for k in ("image", "video") if k in media), None)
     if "audio" in media and kind != "video":
         raise InputError("it has audio but no video; expected a video beside it")
+    if kind == "video":
+        refuse(entry, "key")
     raw = _raw_turns(entry)
     turns, place = [], []
     for number, (role, text) in enumerate(raw):
@@ -129,9 +138,30 @@ def parse(entry: Any, folder: str | os.PathLike[str] | None = None, name: str = 
         visual=None if kind is None else _resolve(media[kind], folder),
         kind=kind,
         sound=_resolve(media["audio"], folder) if "audio" in media else entry.get("audio"),
+        sampling=VideoSampling.of(entry) if kind == "video" else WHOLE,
         media_turn=place[0] if place else 0,
         name=name,
     )
+
+
+def _with_parts(entry: dict[str, Any]) -> dict[str, Any]:
+    """The entry with what the media parts of its messages say beside them."""
+    found: dict[str, Any] = {}
+    messages = entry.get("messages")
+    for turn in messages if isinstance(messages, list) else ():
+        content = turn.get("content") if isinstance(turn, dict) else None
+        for part in content if isinstance(content, list) else ():
+            kind = kind_of(part)
+            if kind == "text":
+                continue
+            said = {name: value for name, value in part.items() if name in SAMPLING}
+            if names_file(part):
+                said[kind] = source_of(part)
+            for name, value in said.items():
+                if value is not None and (name in found or _present(entry.get(name))):
+                    raise InputError(f"it names {name} twice; expected it once")
+                found[name] = value
+    return {**entry, **found}
 
 
 def _present(value: Any) -> bool:
@@ -182,13 +212,11 @@ def _text(turn: dict[str, Any], key: str) -> str:
     if isinstance(value, list):  # parts of a message
         words = []
         for part in value:
-            kind = part.get("type") if isinstance(part, dict) else None
+            kind = kind_of(part)
             if kind == "text":
-                words.append(str(part["text"]))
-            elif kind in ("image", "video"):
+                words.append(part["text"])
+            elif kind in ("image", "video"):  # sound has no place of its own in the prompt
                 words.append(f"<{kind}>")
-            else:
-                raise InputError(f"a part is of type {kind!r}; expected text, image or video")
         value = "\n".join(words)
     if not isinstance(value, str):
         raise InputError(f"a turn's {key} is {value!r:.40}; expected text")
@@ -231,14 +259,21 @@ def _check_kind(record: Record, kinds: Sequence[str | None]) -> None:
 
 def _check_files(record: Record) -> None:
     for path in (record.visual, record.sound):
-        if isinstance(path, (str, os.PathLike)) and not os.path.isfile(path):
+        named = isinstance(path, (str, os.PathLike)) and str(path)[:5].lower() != "data:"
+        if named and not os.path.isfile(path):
             raise InputError(f"no such file: {path}")
 
 
 def _resolve(value: Any, folder: str | os.PathLike[str] | None) -> Any:
-    if folder is not None and isinstance(value, str):
-        return os.path.join(folder, value)
-    return value
+    """A path relative to the folder; a `data:` URL as it is.
+
+    Raises:
+        InputError: an address on a network.
+    """
+    if not isinstance(value, str) or value[:5].lower() == "data:":
+        return value
+    path = os.fspath(local(value, "the medium"))
+    return path if folder is None else os.path.join(folder, path)
 
 
 def _entries(file: Path) -> Iterator[tuple[int, Any]]:
