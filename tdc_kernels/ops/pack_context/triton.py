@@ -11,6 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
+from tdc_kernels import _checks
+from tdc_kernels.ops import operands
 from tdc_kernels.ops.frame_similarity.triton import triton_dtype
 from tdc_kernels.triton_support import instance
 
@@ -60,7 +62,10 @@ def compressed_offset(row, queries, frame_stride, query_stride):
     return frame * frame_stride + (row % queries).to(tl.int64) * query_stride
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["static_rows", "compressed_rows", "queries", "tokens"],
+    do_not_specialize_on_alignment=["source"],
+)
 def pack(
     static,  # [Ns, D], rows `static_stride` apart
     compressed,  # [M, K, D]
@@ -77,6 +82,7 @@ def pack(
     width,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    WIDE: tl.constexpr,  # all rows begin at multiples of 16 bytes
     ACC: tl.constexpr,
 ):
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -88,7 +94,10 @@ def pack(
     plain = tl.where((row >= 0) & (place < 0), static + row.to(tl.int64) * static_stride, separator)
     place = tl.where(unit, place, 0)
     offset = compressed_offset(place, queries, frame_stride, query_stride)
-    x = tl.where(unit, compressed + offset, plain)[:, None]
+    x = tl.where(unit, compressed + offset, plain)
+    if WIDE:
+        x = tl.multiple_of(x, 16)
+    x = x[:, None]
     to = (out + n.to(tl.int64) * width)[:, None]
     column = tl.arange(0, COLUMNS)[None, :]
     mask = exists[:, None] & (column < width)
@@ -202,7 +211,10 @@ def row_gradients(
         tl.store(to + start + column, value.to(to_static.dtype.element_ty), mask=rest)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["tiles", "begin", "end", "static_rows", "queries", "count", "tokens"],
+    do_not_specialize_on_alignment=["position", "separators"],
+)
 def pack_backward(
     grad,  # [N, D], rows `grad_stride` apart
     compressed,  # [M, K, D]
@@ -273,7 +285,12 @@ def forward(
     position: torch.Tensor,
     separators: torch.Tensor,
 ) -> torch.Tensor:
+    operands.dense("static", static, "[Ns, D]", 2, static)
+    operands.int32("source", source, "[N]", static)
     tokens, width = source.shape[0], static.shape[1]
+    operands.compressed(compressed, static)
+    operands.sized("separator", separator, (width,), static)
+    _checks.same_dtype("separator", separator, static.dtype, "static")
     frames, queries = compressed.shape[:2]
     out = static.new_empty((tokens, width))
     if out.numel() == 0:
@@ -282,7 +299,7 @@ def forward(
     pack[(triton.cdiv(tokens, rows),)](
         static,
         compressed,
-        separator,
+        separator.contiguous(),
         source,
         out,
         static.shape[0],
@@ -295,6 +312,7 @@ def forward(
         width,
         ROWS=rows,
         COLUMNS=columns,
+        WIDE=operands.begin_wide(static, compressed, separator),
         ACC=triton_dtype(static.dtype),
         num_warps=WARPS,
     )
@@ -310,9 +328,15 @@ def backward(
     for_compressed: bool,
     for_separator: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    _checks.floating("grad", grad, "[N, D]", ndim=2)
+    operands.compressed(compressed, grad)
+    operands.int32("position", position, "[Ns + M*K]", grad)
+    operands.int32("separators", separators, "[S]", grad)
     tokens, width = grad.shape
     frames, queries = compressed.shape[:2]
     static_rows = position.shape[0] - frames * queries
+    if static_rows < 0:
+        raise ValueError("position: expected an entry per row of compressed")
     to_static = grad.new_empty((static_rows if for_static else 0, width))
     to_compressed = grad.new_empty((frames if for_compressed else 0, queries, width))
     to_separator = grad.new_empty((width if for_separator else 0,))
@@ -361,6 +385,7 @@ def _instances(dtype: torch.dtype, name: str) -> list[Any]:
             pack,
             f"*{name} *{name} *{name} *i32 *{name} i32 i32 i32 i32 i32 i32 i32 i32",
             WARPS,
+            WIDE=True,
             **shared,
         ),
         instance(

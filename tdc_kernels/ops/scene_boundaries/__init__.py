@@ -24,9 +24,10 @@ def fake(
 
 registry.define(
     OP,
-    "(Tensor similarity, int num_boundaries, Tensor? cu_frames=None, float? threshold=None)"
+    "(Tensor similarity, SymInt num_boundaries, Tensor? cu_frames=None, float? threshold=None)"
     " -> Tensor",
     fake,
+    differentiable=False,
 )
 registry.implement(OP, "reference", reference.scene_boundaries)
 implement_fused(OP)

@@ -29,7 +29,7 @@ def fake(
 # Similarity, its sums (see frame_similarity), boundaries. The gradient is frame_similarity's.
 registry.define(  # a floating output first: opcheck adds all outputs up in the first one's dtype
     OP,
-    "(Tensor features, int num_boundaries, Tensor? cu_frames=None, float? threshold=None)"
+    "(Tensor features, SymInt num_boundaries, Tensor? cu_frames=None, float? threshold=None)"
     " -> (Tensor, Tensor, Tensor)",
     fake,
 )
