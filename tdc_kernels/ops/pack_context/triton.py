@@ -24,6 +24,11 @@ TILE_BYTES, WARPS, BACKWARD_WARPS = 16384, 4, 8
 MOST_ROWS = 16  # of short rows in one tile
 SEPARATOR_COLUMNS = 128  # of a program that sums up separators: 256 bytes of a bf16 row
 
+# What differs from call to call, for which nothing is compiled anew. Of strides WIDE is known.
+LENGTHS = ["static_rows", "compressed_rows", "queries", "tokens", "tiles", "begin", "end", "count"]
+LENGTHS += ["static_stride", "grad_stride", "frame_stride", "query_stride"]
+NUMBERS = ["source", "position", "separators"]
+
 
 def tile_elements(dtype: torch.dtype) -> int:
     return TILE_BYTES // (8 if dtype == torch.float64 else 4)
@@ -63,8 +68,8 @@ def compressed_offset(row, queries, frame_stride, query_stride):
 
 
 @triton.jit(
-    do_not_specialize=["static_rows", "compressed_rows", "queries", "tokens"],
-    do_not_specialize_on_alignment=["source"],
+    do_not_specialize=LENGTHS,
+    do_not_specialize_on_alignment=NUMBERS,
 )
 def pack(
     static,  # [Ns, D], rows `static_stride` apart
@@ -164,6 +169,7 @@ def row_gradients(
     query_stride,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
+    WIDE: tl.constexpr,
     ACC: tl.constexpr,
 ):
     """Rows of [static; compressed] from `first` on. With n = max(|x|, eps) and y = x / n:
@@ -173,8 +179,13 @@ def row_gradients(
     kept = ((n >= 0) & (n < tokens))[:, None]
     unit = row >= static_rows
     place = tl.where(unit, row - static_rows, 0)
-    x = compressed + compressed_offset(place, queries, frame_stride, query_stride)[:, None]
-    g = grad + (n.to(tl.int64) * grad_stride)[:, None]
+    x = compressed + compressed_offset(place, queries, frame_stride, query_stride)
+    g = grad + n.to(tl.int64) * grad_stride
+    if WIDE:
+        x = tl.multiple_of(x, 16)
+        g = tl.multiple_of(g, 16)
+    x = x[:, None]
+    g = g[:, None]
     own = tl.where(
         unit, to_compressed + place.to(tl.int64) * width, to_static + row.to(tl.int64) * width
     )
@@ -212,8 +223,8 @@ def row_gradients(
 
 
 @triton.jit(
-    do_not_specialize=["tiles", "begin", "end", "static_rows", "queries", "count", "tokens"],
-    do_not_specialize_on_alignment=["position", "separators"],
+    do_not_specialize=LENGTHS,
+    do_not_specialize_on_alignment=NUMBERS,
 )
 def pack_backward(
     grad,  # [N, D], rows `grad_stride` apart
@@ -238,6 +249,7 @@ def pack_backward(
     COLUMNS: tl.constexpr,
     SEPARATOR_ROWS: tl.constexpr,
     SEPARATOR_COLUMNS: tl.constexpr,
+    WIDE: tl.constexpr,
     ACC: tl.constexpr,
 ):
     program = tl.program_id(0)
@@ -273,6 +285,7 @@ def pack_backward(
             query_stride,
             ROWS,
             COLUMNS,
+            WIDE,
             ACC,
         )
 
@@ -370,6 +383,7 @@ def backward(
             COLUMNS=columns,
             SEPARATOR_ROWS=tile_elements(grad.dtype) // SEPARATOR_COLUMNS,
             SEPARATOR_COLUMNS=SEPARATOR_COLUMNS,
+            WIDE=operands.begin_wide(grad, compressed),
             ACC=triton_dtype(grad.dtype),
             num_warps=BACKWARD_WARPS,
         )
@@ -379,13 +393,12 @@ def backward(
 def _instances(dtype: torch.dtype, name: str) -> list[Any]:
     """The launches above for the paper's 3584 channels in one dtype, called ``name`` by Triton."""
     rows, columns = tile_shape(3584, dtype)
-    shared = {"ROWS": rows, "COLUMNS": columns, "ACC": triton_dtype(dtype)}
+    shared = {"ROWS": rows, "COLUMNS": columns, "WIDE": True, "ACC": triton_dtype(dtype)}
     return [
         instance(
             pack,
             f"*{name} *{name} *{name} *i32 *{name} i32 i32 i32 i32 i32 i32 i32 i32",
             WARPS,
-            WIDE=True,
             **shared,
         ),
         instance(
