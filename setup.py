@@ -93,6 +93,7 @@ def native_extensions(cuda: bool) -> list[Extension]:
         "TDC_TORCH_TARGET": ".".join(map(str, build_cuda.TORCH_TARGET)),
         "TDC_TORCH_VERSION": importlib.metadata.version("torch"),
         "TDC_CUDA_ARCHS": " ".join(build_cuda.architectures()) if cuda else "none",
+        "TDC_CUDA_RUNTIME": build_cuda.runtime() if cuda else "none",
     }
     info = Extension(
         "tdc_kernels._build_info",

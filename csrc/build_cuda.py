@@ -5,7 +5,7 @@ TDC_BUILD_CUDA: 1 = failing to build is an error, 0 = do not build, unset = buil
 CUDA_HOME or on PATH) and the installed torch is a CUDA build. TDC_CUDA_ARCHS: the GPUs it is for,
 "80;90a;100a" unless set; the first also as PTX, which the driver compiles for any later GPU.
 
-    python csrc/build_cuda.py OUTPUT.so | --why-not | --archs
+    python csrc/build_cuda.py OUTPUT.so | --why-not | --archs | --runtime
 """
 
 from __future__ import annotations
@@ -70,6 +70,13 @@ def architectures() -> list[str]:
     return (os.environ.get("TDC_CUDA_ARCHS") or "80;90a;100a").split(";")
 
 
+def runtime() -> str:
+    """The version of CUDA that is linked in, nvcc's own: "13.0", or "unknown"."""
+    said = subprocess.run([str(nvcc()), "--version"], capture_output=True, text=True).stdout
+    found = re.search(r"release (\d+\.\d+)", said)
+    return found[1] if found else "unknown"
+
+
 def flags() -> list[str]:
     """Flags of every .cu file. nvcc's own runtime is linked in (its default), and of torch
     only the stable ABI is used, so that the library serves every torch from TORCH_TARGET on."""
@@ -130,6 +137,8 @@ def run(command: list[str]) -> None:
 if __name__ == "__main__":
     if sys.argv[1:] == ["--archs"]:
         print(*architectures())
+    elif sys.argv[1:] == ["--runtime"]:
+        print(runtime())
     elif sys.argv[1:] == ["--why-not"]:
         print(why_not() or "")
     else:

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Argument checks of the public functions: one line naming the argument, what came, what was
-expected. Shapes and dtypes only, so that they hold on meta and fake tensors and inside
-torch.compile; the single look at values (prefix sums) is limited to plain tensors on the CPU."""
+expected. Shapes and dtypes hold on meta and fake tensors and inside torch.compile. Values are
+looked at where they are at hand, on the CPU; a look at a GPU's would wait for it. There kernels
+read and write nothing outside, whatever the numbers, and TDC_CHECK_VALUES=1 has them looked at."""
 
 from __future__ import annotations
 
+import os
 from itertools import pairwise
 from typing import Any
 
 import torch
 
+CHECK_VALUES = os.environ.get("TDC_CHECK_VALUES") == "1"
 _INTS = (torch.int32, torch.int64)
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -33,13 +36,38 @@ def floating(name: str, x: Any, shape: str, ndim: int | None = None, least: int 
         raise ValueError(f"{name}: expected shape {shape}, got {describe(x)}")
 
 
-def integers(name: str, x: Any, shape: str, device: torch.device) -> torch.Tensor:
-    """``x``, which must be a 1-D int32 or int64 tensor on ``device``, without gaps in memory."""
+def at_hand(x: torch.Tensor) -> bool:
+    """True where values may be looked at: of a plain tensor on the CPU, or on any device where
+    TDC_CHECK_VALUES says so."""
+    if torch.compiler.is_compiling() or type(x) is not torch.Tensor or x.device.type == "meta":
+        return False
+    if torch._C._functorch.is_functorch_wrapped_tensor(x):
+        return False
+    return CHECK_VALUES or x.device.type == "cpu"
+
+
+def numbers(name: str, x: torch.Tensor, low: int, high: int) -> None:
+    """All of ``x`` must be from ``low`` to ``high``, where they are at hand."""
+    if not at_hand(x) or x.numel() == 0:
+        return
+    least, most = (int(n) for n in x.aminmax())
+    if least < low or most > high:
+        expected = f"numbers from {low} to {high}" if low <= high else "none"
+        raise ValueError(f"{name}: expected {expected}, got {least} to {most}")
+
+
+def integers(
+    name: str, x: Any, shape: str, device: torch.device, most: int | None = None
+) -> torch.Tensor:
+    """``x``, which must be a 1-D int32 or int64 tensor on ``device``, without gaps in memory; its
+    numbers from 0 to ``most``, if given."""
     if not isinstance(x, torch.Tensor) or x.dtype not in _INTS:
         raise TypeError(f"{name}: expected an int32 or int64 tensor {shape}, got {describe(x)}")
     if x.ndim != 1:
         raise ValueError(f"{name}: expected shape {shape}, got {describe(x)}")
     same_device(name, x, device)
+    if most is not None:
+        numbers(name, x, 0, most)
     return x.contiguous()
 
 
@@ -64,16 +92,11 @@ def count(name: str, x: Any, least: int) -> None:
 
 def prefix_sums(cu_frames: Any, frames: tuple[int, ...], device: torch.device) -> torch.Tensor:
     """Check ``cu_frames``, whose last entry must be one of ``frames``, and return it as int32
-    without gaps in memory.
-
-    On the CPU the values are looked at too (a wrong total would silently move every boundary); on
-    an accelerator that would wait for the device, so there they are the caller's promise.
-    """
+    without gaps in memory."""
     cu_frames = integers("cu_frames", cu_frames, "[B+1]", device)
     if cu_frames.shape[0] < 1:
         raise ValueError("cu_frames: expected [B+1] with at least one entry, got none")
-    plain = type(cu_frames) is torch.Tensor and device.type == "cpu"
-    if plain and not torch.compiler.is_compiling():
+    if at_hand(cu_frames):
         values = cu_frames.tolist()
         rising = all(a <= b for a, b in pairwise(values))
         if values[0] != 0 or not rising or values[-1] not in frames:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import re
 from pathlib import Path
 
 import torch
@@ -60,9 +61,51 @@ def requires_cpu(device: str) -> str | None:
 
 def requires_cuda(device: str) -> str | None:
     """Requirements of every CUDA op (``registry.Requires``)."""
-    if device != "cuda":
+    kind, _, number = device.partition(":")
+    if kind != "cuda":
         return f"runs on CUDA devices only, not on {device!r}"
-    return CUDA.why_not()
+    return CUDA.why_not() or _not_built_for(int(number) if number else None)
+
+
+def _not_built_for(index: int | None) -> str | None:
+    """Why this driver or this CUDA device (None: the current one) cannot run what the CUDA library
+    holds: a launch would fail. None where it can, or where nobody knows what was built."""
+    info = build_info()
+    runtime = tuple(int(n) for n in re.findall(r"\d+", info.get("cuda_runtime", "")))
+    version = getattr(torch._C, "_cuda_getDriverVersion", lambda: 0)()  # 12080 is 12.8
+    driver = (version // 1000, version % 1000 // 10)
+    if version > 0 and driver < runtime:
+        return (
+            f"the CUDA library was built with CUDA {info['cuda_runtime']}, "
+            f"this driver is for CUDA {driver[0]}.{driver[1]}"
+        )
+    built = info.get("cuda_archs", "none").split()
+    try:
+        capability = torch.cuda.get_device_capability(index)
+    except (AssertionError, RuntimeError) as error:  # no device, or a driver that is not there
+        return str(error).splitlines()[0]
+    if built == ["none"] or runs(built, capability):
+        return None
+    return (
+        f"the CUDA library was built for sm_{', sm_'.join(built)}, "
+        f"not for compute capability {capability[0]}.{capability[1]}"
+    )
+
+
+def runs(built: list[str], capability: tuple[int, int]) -> bool:
+    """True where a device of this capability runs code for one of the architectures ``built``:
+    "80" for 8.0 to 8.9, "90a" for 9.0 alone, "100f" for 10.0 and later ones of its family. The
+    first is there as PTX, too, which the driver compiles for later devices (not "90a")."""
+    for number, arch in enumerate(built):
+        found = re.fullmatch(r"(\d+)(\d)([af]?)", arch)
+        if found is None:
+            return True  # a name of later times
+        of, suffix = (int(found[1]), int(found[2])), found[3]
+        same = capability == of
+        later = capability >= of and (capability[0] == of[0] or (number == 0 and not suffix))
+        if same or (later and suffix != "a"):
+            return True
+    return False
 
 
 def use_instruction_set(name: str | None) -> str:

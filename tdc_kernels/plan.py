@@ -38,13 +38,11 @@ class ContextPlan:
     compressed_lengths: torch.Tensor | None = None
 
     def to(self, device: torch.device | str) -> ContextPlan:
-        """The plan with all its tensors on ``device``."""
-        tensors = {
-            f.name: getattr(self, f.name).to(device)
-            for f in fields(self)
-            if isinstance(getattr(self, f.name), torch.Tensor)
-        }
-        return replace(self, **tensors)
+        """The plan with all its tensors on ``device``, by one copy."""
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        names = [name for name, x in tensors.items() if isinstance(x, torch.Tensor)]
+        moved = copied([tensors[name] for name in names], torch.device(device))
+        return replace(self, **dict(zip(names, moved, strict=True)))
 
     @property
     def total_tokens(self) -> int:
@@ -122,6 +120,15 @@ def plan_context(
                 trim,
             )
     return _index(videos, num_queries, ragged=compressed_lengths is not None)
+
+
+def copied(tensors: list[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
+    """One-dimensional integers as int32 on ``device``, those of another one by one copy in all."""
+    far = [x.to(torch.int32) for x in tensors if x.device != device]
+    if len({x.device for x in far}) == 1:
+        near = iter(torch.cat(far).to(device).split([x.shape[0] for x in far]))
+        tensors = [next(near) if x.device != device else x for x in tensors]
+    return [x.to(device, torch.int32).contiguous() for x in tensors]
 
 
 def context_length(

@@ -13,6 +13,9 @@ Environment variables (all there are in this package):
 
 ====================  =============================================================================
 ``TDC_BACKEND``       a backend's name, or ``auto`` (default); read once, on import of the package
+``TDC_CHECK_VALUES``  ``1`` = frame numbers, lengths and prefix sums on a GPU are checked as on a
+                      CPU, which waits for it; read once, on import. Without it no kernel reads or
+                      writes outside of its tensors either, but nobody says what is wrong
 ``TDC_BUILD_NATIVE``  when installing: ``1`` = failing to build is an error, ``0`` = do not build,
                       unset = build if torch, pybind11 and a C++ compiler are there
 ``TDC_BUILD_CUDA``    when installing: ``1`` and ``0`` as above, unset = build if nvcc and a CUDA
@@ -41,7 +44,8 @@ logger = logging.getLogger(__name__)
 BACKENDS = ("cuda", "triton", "native", "torch", "reference")
 NOT_IMPLEMENTED = "not implemented in this version"
 
-Requires = Callable[[str], "str | None"]  # device type -> None or the reason why not; cached
+# Kind of a device, or one CUDA device ("cuda:1") -> None or the reason why not; cached.
+Requires = Callable[[str], "str | None"]
 Accepts = Callable[..., "str | None"]  # the op's arguments -> None or why not; asked per call
 
 
@@ -75,6 +79,7 @@ class Schema:
     backward: str | None
     fake: Callable[..., Any] | None
     fake_backward: Callable[..., Any] | None
+    differentiable: bool  # in the sense of mathematics
 
 
 _ENTRIES: dict[str, dict[str, Entry]] = {}
@@ -105,13 +110,15 @@ def define(
     *,
     backward: str | None = None,
     fake_backward: Callable[..., Any] | None = None,
+    differentiable: bool = True,
 ) -> None:
     """Declare an op.
 
     ``schema`` is what follows the name, e.g. ``"(Tensor x) -> Tensor"``; ``backward`` the same for
     the gradient. The fakes compute the outputs' shapes for backends that nothing can look into.
+    ``differentiable``: whether there is a derivative, in the sense of mathematics.
     """
-    _SCHEMAS[op] = Schema(schema, backward, fake, fake_backward)
+    _SCHEMAS[op] = Schema(schema, backward, fake, fake_backward, differentiable)
     _ENTRIES[op] = {}
 
 
@@ -155,12 +162,33 @@ def implement_compiled(
     for name, text, fake, function in parts:
         library.define(name + text)
         torch.library.register_fake(f"tdc_{backend}::{name}", fake, lib=library)
+        if schema.differentiable:
+            library.impl(name, _without_derivative(backend, name), "Autograd")
         for key in keys:
             if function is not None:
                 library.impl(name, function, key)
     handles = [_handle(backend, name) for name, *_ in parts]
     backward = handles[1] if schema.backward is not None else None
     _ENTRIES[op][backend] = Entry(handles[0], backward, True, requires, accepts, pays)
+
+
+def _without_derivative(backend: str, name: str) -> Callable[..., Any]:
+    """The operator below autograd, or an error where a derivative is wanted: alone it has none, and
+    PyTorch would give zeros for it. The op's public function has."""
+    handle = None
+
+    def kernel(*args: Any) -> Any:
+        nonlocal handle
+        if _wants_gradient(args) or _has_tangent(args):
+            raise RuntimeError(
+                f"tdc_{backend}::{name}: the operator alone has no derivative, "
+                f"tdc_kernels.{name.removesuffix('_backward')} has"
+            )
+        handle = handle or _handle(backend, name)
+        with torch._C._AutoDispatchBelowAutograd():
+            return handle(*args)
+
+    return kernel
 
 
 def _library(backend: str) -> torch.library.Library:
@@ -221,10 +249,11 @@ def choose(op: str, backend: str | None, *args: Any) -> str:
         RuntimeError: the one asked for cannot run this call.
     """
     wanted = backend if backend is not None else _forced
-    device = args[0].device.type
+    device = args[0].device
+    device = str(device) if device.type == "cuda" else device.type
     if wanted is None or wanted == "auto":
         entries = _ENTRIES[op]
-        for name in ("reference",) if _transformed(args) else _available(op, device):
+        for name in ("reference",) if transformed(args) else _available(op, device):
             entry = entries[name]
             if all(ask is None or ask(*args) is None for ask in (entry.accepts, entry.pays)):
                 _announce(op, name)
@@ -235,7 +264,7 @@ def choose(op: str, backend: str | None, *args: Any) -> str:
     if reason is None:
         entry = _ENTRIES[op][wanted]
         reason = entry.accepts(*args) if entry.accepts is not None else None
-        if entry.opaque and _transformed(args):
+        if entry.opaque and transformed(args):
             reason = "it has no derivative for torch.func and forward mode, 'reference' has"
     if reason is not None:
         raise RuntimeError(f"backend {wanted!r} cannot run {op}: {reason}")
@@ -266,14 +295,19 @@ def _wants_gradient(args: tuple[Any, ...]) -> bool:
     return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
-def _transformed(args: tuple[Any, ...]) -> bool:
+def transformed(args: tuple[Any, ...]) -> bool:
     """True where a derivative is wanted that no ``autograd.Function`` of this package has: one of
     ``torch.func``, or forward-mode. A bare operator would have a tangent of zero."""
-    forward_mode = forward_ad._current_level >= 0
     if torch._C._are_functorch_transforms_active():
-        return forward_mode or _wants_gradient(args)
+        return forward_ad._current_level >= 0 or _wants_gradient(args)
+    return _has_tangent(args)
+
+
+def _has_tangent(args: tuple[Any, ...]) -> bool:
+    if forward_ad._current_level < 0:
+        return False
     tensors = (a for a in args if isinstance(a, torch.Tensor))
-    return forward_mode and any(forward_ad.unpack_dual(x).tangent is not None for x in tensors)
+    return any(forward_ad.unpack_dual(x).tangent is not None for x in tensors)
 
 
 @contextmanager
@@ -315,11 +349,11 @@ def entry(op: str, backend: str) -> Entry:
 
 
 def table(device: str | torch.device = "cpu") -> list[Row]:
-    """One row per op and backend: can it run on this device, and if not, why not."""
-    kind = torch.device(device).type
+    """One row per op and backend: can it run on this device ("cuda": on the current one), and if
+    not, why not."""
     rows = []
     for op in _ENTRIES:
         for backend in BACKENDS:
-            reason = _refusal(op, backend, kind)
+            reason = _refusal(op, backend, str(device))
             rows.append(Row(op, backend, reason is None, reason or ""))
     return rows

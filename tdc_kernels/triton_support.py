@@ -31,7 +31,7 @@ def requires(device: str) -> str | None:
     found = version("triton")
     if not OLDEST <= tuple(int(x) for x in found.split(".")[:2]) < NEXT:
         return f"triton {found} is not one of 3.6 to 3.9"
-    if device == "cuda" or (device == "cpu" and interpreted()):
+    if device.startswith("cuda") or (device == "cpu" and interpreted()):
         return None
     if device == "cpu":
         return "runs on GPUs (on the CPU in Triton's interpreter only, TRITON_INTERPRET=1)"

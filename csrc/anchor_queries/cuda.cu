@@ -67,12 +67,13 @@ struct Index {
   enum Kind : int { every, narrow, wide };  // int32, int64
   const void* base;
   Kind kind;
-  int count;
+  int count, last;  // anchors, and the last frame that there is: no number leads beyond
 
   __device__ __forceinline__ int64_t operator[](int anchor) const {
     if (kind == every) return anchor;
-    return kind == wide ? static_cast<const int64_t*>(base)[anchor]
-                        : static_cast<const int32_t*>(base)[anchor];
+    const int64_t frame = kind == wide ? static_cast<const int64_t*>(base)[anchor]
+                                       : static_cast<const int32_t*>(base)[anchor];
+    return min(max(frame, int64_t{0}), int64_t{last});
   }
 
   __device__ __forceinline__ bool asks(int anchor, int frame) const {
@@ -215,14 +216,17 @@ __global__ void __launch_bounds__(kThreads)
 
 // ---------------------------------------------------------------- host
 
-Index index_of(const std::optional<Tensor>& index, int64_t frames) {
+Index index_of(const std::optional<Tensor>& index, int64_t frames, const Tensor& like) {
   STD_TORCH_CHECK(frames <= std::numeric_limits<int32_t>::max(), "more frames than int32 counts");
-  if (!index) return {nullptr, Index::every, static_cast<int>(frames)};
+  const int last = static_cast<int>(frames) - 1;
+  if (!index) return {nullptr, Index::every, static_cast<int>(frames), last};
+  check_device(*index, like, "index");
+  STD_TORCH_CHECK(frames > 0 || index->numel() == 0, "index: expected none, as there is no frame");
   const bool wide = index->scalar_type() == ScalarType::Long;
   if (wide) vector_view<int64_t>(*index, "index");
   else vector_view<int32_t>(*index, "index");
   return {index->const_data_ptr(), wide ? Index::wide : Index::narrow,
-          static_cast<int>(index->numel())};
+          static_cast<int>(index->numel()), last};
 }
 
 void check_types(ScalarType tokens, ScalarType pooled) {
@@ -248,11 +252,12 @@ dim3 grid_of(int64_t rows, int64_t width, int vector) {
 
 Tensor anchor_queries(Tensor tokens, int64_t num_queries, std::optional<Tensor> index,
                       std::optional<ScalarType> dtype) {
-  STD_TORCH_CHECK(tokens.dim() == 3 && (tokens.size(2) <= 1 || tokens.stride(2) == 1),
-                  "tokens: expected [F, L, D] with dense rows");
+  STD_TORCH_CHECK(tokens.dim() == 3 && tokens.size(1) >= 1, "tokens: expected [F, L, D], L >= 1");
+  STD_TORCH_CHECK((tokens.size(2) <= 1 || tokens.stride(2) == 1),
+                  "tokens: expected dense rows");
   const OnDevice device(tokens);
   if (index) index = torch::stable::contiguous(*index);
-  const Index frames = index_of(index, tokens.size(0));
+  const Index frames = index_of(index, tokens.size(0), tokens);
   const int64_t width = tokens.size(2), outer = tokens.stride(0), inner = tokens.stride(1);
   const ScalarType type = dtype.value_or(tokens.scalar_type());
   check_types(tokens.scalar_type(), type);
@@ -270,10 +275,10 @@ Tensor anchor_queries(Tensor tokens, int64_t num_queries, std::optional<Tensor> 
 
 Tensor anchor_queries_backward(Tensor grad, int64_t frames, int64_t length,
                                std::optional<Tensor> index, ScalarType dtype) {
-  STD_TORCH_CHECK(grad.dim() == 3, "grad: expected [A, K, D]");
+  STD_TORCH_CHECK(grad.dim() == 3 && grad.size(1) >= 1, "grad: expected [A, K, D], K >= 1");
   const OnDevice device(grad);
   if (index) index = torch::stable::contiguous(*index);
-  const Index asked = index_of(index, frames);
+  const Index asked = index_of(index, frames, grad);
   STD_TORCH_CHECK(grad.size(0) == asked.count, "grad: expected one entry per anchor");
   check_types(dtype, grad.scalar_type());
   Tensor dense = torch::stable::contiguous(grad);

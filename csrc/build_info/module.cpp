@@ -23,6 +23,7 @@ std::map<std::string, std::string> build() {
       {"torch_target", TDC_TORCH_TARGET},
       {"torch_built_against", TDC_TORCH_VERSION},
       {"cuda_archs", TDC_CUDA_ARCHS},
+      {"cuda_runtime", TDC_CUDA_RUNTIME},
   };
 }
 

@@ -79,6 +79,13 @@ inline void check_rows(const Tensor& x, const char* name) {
                   ": expected two dimensions and dense rows");
 }
 
+// Kernels read all arguments by their addresses: those must be of one device.
+inline void check_device(const Tensor& x, const Tensor& like, const char* name) {
+  STD_TORCH_CHECK(x.is_cpu() == like.is_cpu() &&
+                      x.get_device_index() == like.get_device_index(),
+                  name, ": expected a tensor on the device of the others");
+}
+
 // Prefix sums of the frames of all videos of a call; without a tensor, one video of `frames`.
 class Videos {
  public:

@@ -29,7 +29,7 @@ struct Absorbed {
     return index.base == nullptr ? begin + row : index[begin + row];
   }
   __device__ __forceinline__ int length(int64_t f) const {
-    return lengths.base == nullptr ? count : min(static_cast<int>(lengths[f]), count);
+    return lengths.base == nullptr ? count : static_cast<int>(lengths[f]);
   }
   // Where absorbed query j of a row begins.
   __device__ __forceinline__ int64_t place(int row, int j) const {

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "common/buffer.h"
-#include "common/checks.h"
+#include "cross_attention/arguments.h"
 
 namespace tdc {
 namespace {
@@ -37,16 +37,6 @@ inline std::vector<int64_t> numbers(const std::optional<Tensor>& x, const char* 
 inline Tensor in_type(const Tensor& x, ScalarType type) {
   return torch::stable::contiguous(x.scalar_type() == type ? x : torch::stable::to(x, type));
 }
-
-// One call's arguments in the order of the schema; the key bias is not among them.
-struct Arguments {
-  Tensor query, visual;
-  std::optional<Tensor> audio;
-  Tensor w_key, w_value;
-  std::optional<Tensor> b_value;
-  int64_t heads;
-  std::optional<Tensor> index, visual_lengths, audio_lengths, mask, w_key_audio, w_value_audio;
-};
 
 // Tokens of one kind.
 template <typename A>
@@ -116,22 +106,9 @@ struct Call {
   }
 };
 
-inline void check_weights(const Arguments& a, const Tensor& x, const Tensor& w_key,
-                          const Tensor& w_value) {
-  for (const Tensor* w : {&w_key, &w_value}) {
-    STD_TORCH_CHECK(w->dim() == 2 && w->size(0) == a.query.size(2) && w->size(1) == x.size(2),
-                    "weights: expected [H*d, D] of query's and the tokens' widths");
-  }
-  STD_TORCH_CHECK(!a.b_value || a.b_value->numel() == a.query.size(2),
-                  "b_value: expected query's width");
-}
-
 template <typename A>
 Call<A> prepare(const Arguments& a) {
-  STD_TORCH_CHECK(a.query.dim() == 3 && a.visual.dim() == 3, "query, visual: expected 3 dimensions");
-  STD_TORCH_CHECK(a.heads >= 1 && a.query.size(2) % a.heads == 0,
-                  "num_heads: expected a divisor of query's width");
-  check_weights(a, a.visual, a.w_key, a.w_value);
+  check(a);
   Call<A> c;
   c.rows = a.query.size(0);
   c.queries = a.query.size(1);
@@ -140,22 +117,11 @@ Call<A> prepare(const Arguments& a) {
   c.dim = c.width / a.heads;
   c.panels = a.heads * ((c.queries + kColumns - 1) / kColumns);
   c.sources.push_back(tokens<A>(a.visual, a.visual_lengths, "visual_lengths"));
-  if (a.audio) {
-    STD_TORCH_CHECK(a.audio->dim() == 3 && a.audio->size(0) == a.visual.size(0),
-                    "audio: expected [F, Na, D] with visual's F");
-    check_weights(a, *a.audio, a.w_key_audio.value_or(a.w_key), a.w_value_audio.value_or(a.w_value));
-    c.sources.push_back(tokens<A>(*a.audio, a.audio_lengths, "audio_lengths"));
-  }
+  if (a.audio) c.sources.push_back(tokens<A>(*a.audio, a.audio_lengths, "audio_lengths"));
   for (const auto& s : c.sources) c.tokens += s.x.size(1);
   c.frame = numbers(a.index, "index", a.visual.size(0) - 1, c.rows, 0);
   if (!a.index) std::iota(c.frame.begin(), c.frame.end(), int64_t{0});
-  STD_TORCH_CHECK(a.index || c.rows == a.visual.size(0), "index: expected one, M is not F");
-  if (a.mask) {
-    STD_TORCH_CHECK(a.mask->scalar_type() == ScalarType::Bool && a.mask->dim() == 2 &&
-                        a.mask->size(0) == a.visual.size(0) && a.mask->size(1) == c.tokens,
-                    "mask: expected bool [F, Nv + Na]");
-    c.seen = torch::stable::contiguous(*a.mask);
-  }
+  if (a.mask) c.seen = torch::stable::contiguous(*a.mask);
   return c;
 }
 

@@ -78,8 +78,8 @@ void absorbed_rows(const Call& call, const std::vector<Tensor>& tokens, int64_t 
         call.mask ? static_cast<const uint8_t*>(call.mask->const_data_ptr()) : nullptr;
     return Absorbed<T>{data<T>(tokens[i]), tokens[i].stride(0), tokens[i].stride(1), wide,
                        s.depth(), narrow(s.count()), static_cast<int>(s.first),
-                       narrow(call.in_all), integers(s.lengths), integers(call.index),
-                       narrow(begin), mask, narrow(n), narrow(call.queries()), narrow(call.heads)};
+                       narrow(call.in_all), integers(s.lengths, s.count()),
+                       integers(call.index, call.frames() - 1), narrow(begin), mask, narrow(n), narrow(call.queries()), narrow(call.heads)};
   };
   const auto wide = [&](const Absorbed<T>& p, const void* other) {
     return aligned16(p.tokens, {p.frame_stride, p.token_stride, p.depth, p.columns}, sizeof(T)) &&
@@ -143,6 +143,10 @@ Tensor cross_attention(Tensor query, Tensor visual, Maybe audio, Tensor w_key, M
                        Tensor w_value, Maybe b_value, int64_t num_heads, Maybe index,
                        Maybe visual_lengths, Maybe audio_lengths, Maybe mask, Maybe w_key_audio,
                        Maybe w_value_audio, bool absorb) {
+  const Arguments arguments{query, visual, audio, w_key, w_value, b_value, num_heads, index,
+                            visual_lengths, audio_lengths, mask, w_key_audio, w_value_audio};
+  check(arguments);
+  check_one_dtype(arguments);
   Call call(query, visual, audio, w_key, w_value, b_value, num_heads, index, visual_lengths,
             audio_lengths, mask, w_key_audio, w_value_audio);
   if (query.numel() == 0 || call.in_all == 0) {
@@ -189,6 +193,15 @@ Gradients cross_attention_backward(Tensor grad, Tensor query, Tensor visual, May
                                    Maybe audio_lengths, Maybe mask, Maybe w_key_audio,
                                    Maybe w_value_audio, bool /*absorb*/, bool tokens,
                                    bool weights) {
+  const Arguments arguments{query, visual, audio, w_key, w_value, b_value, num_heads, index,
+                            visual_lengths, audio_lengths, mask, w_key_audio, w_value_audio};
+  check(arguments);
+  check_one_dtype(arguments);
+  check_device(grad, query, "grad");
+  STD_TORCH_CHECK(grad.scalar_type() == query.scalar_type() && grad.dim() == 3 &&
+                      grad.size(0) == query.size(0) && grad.size(1) == query.size(1) &&
+                      grad.size(2) == query.size(2),
+                  "grad: expected the shape and dtype of query");
   Call call(query, visual, audio, w_key, w_value, b_value, num_heads, index, visual_lengths,
             audio_lengths, mask, w_key_audio, w_value_audio);
   const std::vector<Tokens> sources = call.sources;

@@ -20,7 +20,7 @@ struct Source {
   Integers lengths;
 
   __device__ __forceinline__ int length(int64_t frame) const {
-    return lengths.base == nullptr ? tokens : min(static_cast<int>(lengths[frame]), tokens);
+    return lengths.base == nullptr ? tokens : static_cast<int>(lengths[frame]);
   }
 };
 

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <vector>
 
+#include "cross_attention/arguments.h"
 #include "cross_attention/kernel.cuh"
 
 namespace tdc::attention {
@@ -60,9 +61,17 @@ inline Maybe at(const Maybe& x, const Tensor& frames) {
   return x ? Maybe(aten("aten::index_select", "", *x, int64_t{0}, frames)) : x;
 }
 
-inline Integers integers(const Maybe& x) {
-  if (!x) return {nullptr, false};
-  return {x->const_data_ptr(), x->scalar_type() == ScalarType::Long};
+// Frame numbers as the kernels take them: index_select would end the process's use of the device.
+inline Tensor existing(const Tensor& index, int64_t frames) {
+  Tensor lowest = torch::stable::new_zeros(index, {1});
+  Tensor highest = torch::stable::new_zeros(index, {1});
+  torch::stable::fill_(highest, static_cast<double>(frames - 1));
+  return aten("aten::clamp", "Tensor", index, Maybe(lowest), Maybe(highest));
+}
+
+inline Integers integers(const Maybe& x, int64_t most) {
+  if (!x) return {nullptr, false, most};
+  return {x->const_data_ptr(), x->scalar_type() == ScalarType::Long, most};
 }
 
 inline int narrow(int64_t n) {
@@ -122,8 +131,11 @@ struct Call {
   // Row m then has keys and values of its own, those of frames[m].
   void by_row(const Maybe& chosen) {
     if (!chosen) return;
-    for (Tokens& s : sources) s.lengths = at(s.lengths, *chosen);
-    mask = at(mask, *chosen);
+    if (mask || sources.front().lengths || sources.back().lengths) {
+      const Tensor inside = existing(*chosen, frames());
+      for (Tokens& s : sources) s.lengths = at(s.lengths, inside);
+      mask = at(mask, inside);
+    }
     index = Maybe();
   }
 };
@@ -142,7 +154,8 @@ inline Tensor matrix(const Call& call, const Tokens& s, const Maybe& frames, int
       const dim3 grid(blocks(count * s.count(), 1, kMostBlocks),
                       blocks(s.depth(), kThreads * kCollected));
       call.device.launch(&collect<T, S>, grid, kThreads, data<S>(s.x), s.x.stride(0), s.x.stride(1),
-                         s.x.stride(2), integers(frames), begin, integers(lengths),
+                         s.x.stride(2), integers(frames, s.x.size(0) - 1), begin,
+                         integers(lengths, s.count()),
                          narrow(s.count()), s.depth(), mutable_data<T>(out));
     });
   });
@@ -185,10 +198,10 @@ Problem<T> problem(const Call& call, const Tensor* grad, const std::vector<Tenso
   for (size_t i = 0; i < call.sources.size(); ++i) {
     const Tokens& s = call.sources[i];
     p.sources[i] = {data<T>(projected[i]), narrow(s.count()), static_cast<int>(s.first),
-                    integers(s.lengths)};
+                    integers(s.lengths, s.count())};
   }
   p.source_count = static_cast<int>(call.sources.size());
-  p.index = integers(call.index);
+  p.index = integers(call.index, call.frames() - 1);
   p.mask = call.mask ? static_cast<const uint8_t*>(call.mask->const_data_ptr()) : nullptr;
   p.rows = narrow(call.rows());
   p.queries = narrow(call.queries());

@@ -20,13 +20,16 @@ inline constexpr int kTokens = sizeof(T) == 2 ? 64 : sizeof(T) == 4 ? 32 : 16;
 template <typename T>
 inline constexpr int kGradientTokens = sizeof(T) == 8 ? 16 : 32;
 
-// int32 or int64 numbers; no address where there are none.
+// int32 or int64 numbers from 0 to `most`, which others are taken for; no address where there are
+// none.
 struct Integers {
   const void* base;
   bool wide;
+  int64_t most;
 
   __device__ __forceinline__ int64_t operator[](int64_t i) const {
-    return wide ? static_cast<const int64_t*>(base)[i] : static_cast<const int32_t*>(base)[i];
+    const int64_t n = wide ? static_cast<const int64_t*>(base)[i] : static_cast<const int32_t*>(base)[i];
+    return min(max(n, int64_t{0}), most);
   }
 };
 

@@ -73,9 +73,10 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 std::tuple<Tensor, Tensor> frame_similarity(Tensor features, std::optional<Tensor> cu_frames) {
+  check_rows(features, "features");
   const OnDevice device(features);
   const int64_t frames = features.size(0);
-  const DeviceVideos videos(cu_frames);
+  const DeviceVideos videos(cu_frames, features, frames);
   Tensor out = torch::stable::new_empty(features, {std::max<int64_t>(frames - 1, 0)},
                                         ScalarType::Float);
   return with_type(features.scalar_type(), [&]<typename T>() {
@@ -94,11 +95,18 @@ Tensor frame_similarity_backward(Tensor grad, Tensor features, Tensor sums,
   check_rows(features, "features");
   const OnDevice device(features);
   const int64_t frames = features.size(0), width = features.size(1), stride = features.stride(0);
-  const DeviceVideos videos(cu_frames);
+  const DeviceVideos videos(cu_frames, features, frames);
   const Tensor dense = torch::stable::contiguous(grad);
+  check_device(grad, features, "grad");
+  check_device(sums, features, "sums");
+  STD_TORCH_CHECK(static_cast<int64_t>(vector_view<float>(dense, "grad").size()) ==
+                      std::max<int64_t>(frames - 1, 0),
+                  "grad: expected one entry per pair of frames");
+  STD_TORCH_CHECK(sums.is_contiguous() && sums.numel() == 2 * frames, "sums: expected [F, 2]");
   Tensor out = torch::stable::new_empty(features, {frames, width});
   with_type(features.scalar_type(), [&]<typename T>() {
     using A = acc_t<T>;
+    STD_TORCH_CHECK(sums.scalar_type() == scalar_type_of<A>, "sums: unexpected dtype");
     const T* x = data<T>(features);
     const bool wide = aligned16(x, {stride, width}, sizeof(T));
     const Grid grid = parts_of(frames, width, wide ? kTile<T, kVector<T>> : kTile<T, 1>);

@@ -170,15 +170,19 @@ Tensor launch_partial_sums(const OnDevice& device, const Tensor& features,
   return partial;
 }
 
-// The videos' prefix sums on the device; pointer null and count 1 without.
+// The videos' prefix sums on the device; pointer null and count 1 without. Nobody waits for their
+// values: kernels read and write nothing outside, whatever these are.
 struct DeviceVideos {
-  const int32_t* cu;
-  int count;
+  const int32_t* cu = nullptr;
+  int count = 1;
 
-  explicit DeviceVideos(const std::optional<Tensor>& cu_frames)
-      : cu(cu_frames ? data<int32_t>(*cu_frames) : nullptr),
-        count(cu_frames ? static_cast<int>(cu_frames->numel()) - 1 : 1) {
-    if (cu_frames) vector_view<int32_t>(*cu_frames, "cu_frames");
+  DeviceVideos(const std::optional<Tensor>& cu_frames, const Tensor& like, int64_t least_frames) {
+    if (!cu_frames) return;
+    check_device(*cu_frames, like, "cu_frames");
+    cu = vector_view<int32_t>(*cu_frames, "cu_frames").data();
+    count = static_cast<int>(cu_frames->numel()) - 1;
+    STD_TORCH_CHECK(count > 0 || (count == 0 && least_frames == 0),
+                    "cu_frames: expected prefix sums of ", least_frames, " frames");
   }
 };
 

@@ -20,6 +20,9 @@ inline void check_pieces(const Tensor& static_rows, const Tensor& compressed,
   const int64_t width = static_rows.size(1);
   const ScalarType type = static_rows.scalar_type();
   check_compressed(compressed, width, type);
+  check_device(compressed, static_rows, "compressed");
+  check_device(separator, static_rows, "separator");
+  check_device(source, static_rows, "source");
   STD_TORCH_CHECK(separator.scalar_type() == type, "separator: unexpected dtype");
   STD_TORCH_CHECK(separator.dim() == 1 && separator.size(0) == width && separator.is_contiguous(),
                   "separator: expected [D]");
@@ -40,6 +43,9 @@ struct Backward {
         to_static(empty({for_static ? static_count : 0, width})),
         to_compressed(empty({for_compressed ? frames : 0, queries, width})),
         to_separator(empty({for_separator ? width : 0})) {
+    check_device(compressed, grad, "compressed");
+    check_device(position, grad, "position");
+    check_device(separators, grad, "separators");
     vector_view<int32_t>(position, "position");
     vector_view<int32_t>(separators, "separators");
   }

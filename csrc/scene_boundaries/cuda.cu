@@ -27,7 +27,7 @@ Tensor scene_boundaries(Tensor similarity, int64_t num_boundaries, std::optional
   const Tensor dense = torch::stable::contiguous(similarity);
   const auto pairs = static_cast<int64_t>(vector_view<float>(dense, "similarity").size());
   STD_TORCH_CHECK(pairs < std::numeric_limits<int32_t>::max(), "more frames than int32 counts");
-  const DeviceVideos videos(cu_frames);
+  const DeviceVideos videos(cu_frames, similarity, pairs > 0 ? pairs + 1 : 0);
   Tensor out = new_boundaries(dense, videos.count, num_boundaries);
   // No more threads than pairs in all: short videos need no block of 32 warps.
   const int64_t warps = std::max<int64_t>((pairs + kWarp - 1) / kWarp, 1);

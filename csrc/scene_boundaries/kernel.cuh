@@ -132,7 +132,7 @@ __device__ inline void select_lowest(const float* similarity, int frames, int nu
   const int quota = cut.key < limit ? most - cut.below : 0;
   int lower = 0, equal = 0, side = 0;  // of either, how many there were so far
   for (unsigned start = 0; start < static_cast<unsigned>(pairs); start += blockDim.x) {
-    if (lower + min(equal, quota) == most) break;
+    if (lower + min(equal, quota) >= most) break;
     const unsigned i = start + threadIdx.x;
     const bool inside = i < static_cast<unsigned>(pairs);
     const unsigned key = inside ? key_of(similarity[i]) : kNoLimit;
@@ -147,7 +147,9 @@ __device__ inline void select_lowest(const float* similarity, int frames, int nu
     const int my_lower = lower + (before & 0xffff) + __popc(lowers & earlier);
     const int my_equal = equal + (before >> 16) + __popc(equals & earlier);
     if (is_lower || (is_equal && my_equal < quota)) {
-      out[my_lower + min(my_equal, quota)] = static_cast<int32_t>(i) + 1;
+      // Always inside, unless prefix sums that are none let somebody write similarities meanwhile.
+      const int place = my_lower + min(my_equal, quota);
+      if (place < num_boundaries) out[place] = static_cast<int32_t>(i) + 1;
     }
     lower += all & 0xffff;
     equal += all >> 16;
@@ -158,14 +160,16 @@ __device__ inline void select_lowest(const float* similarity, int frames, int nu
   }
 }
 
-// Frames of a video: first one and number. Without prefix sums there is one video of all frames.
+// Frames of a video: first one and number. Without prefix sums there is one video of all frames;
+// sums that are none give some of the frames that there are, or none.
 struct Span {
   int first, frames;
 };
 
 __device__ __forceinline__ Span span_of(const int32_t* cu, int frames, int video) {
   if (cu == nullptr) return {0, frames};
-  return {cu[video], cu[video + 1] - cu[video]};
+  const int first = min(max(cu[video], 0), frames);
+  return {first, max(min(cu[video + 1], frames) - first, 0)};
 }
 
 // int32 [videos, num_boundaries] on the device of `like`.

@@ -17,16 +17,20 @@ using similarity::DeviceVideos;
 constexpr int kFrames = 16;
 constexpr int kBlocks = 3;  // of a processor: leaves 40 registers a thread; 32 would spill in fp64
 
-// The warp finishes frame t. The video that this completes, else -1; for the first lane.
+// The warp finishes frame t. The video that this completes, else -1; for the first lane. A frame that
+// no video owns, beyond the last one, completes none.
 // finished [videos] counts frames: whoever counts the last one sees what all others have written.
 template <typename A>
 __device__ __forceinline__ int finish_and_count(const A* partial, int t, int tiles, int frames,
                                                 const int32_t* cu, int videos, int32_t* finished,
                                                 A* sums, float* similarity) {
-  const int video = similarity::video_of(cu, videos, t);
-  const Span span = span_of(cu, frames, video);
-  similarity::finish_frame(partial, t, tiles, t == span.first, sums, similarity);
+  int video = similarity::video_of(cu, videos, t);
+  const bool begins = cu != nullptr && cu[video] == t;
+  similarity::finish_frame(partial, t, tiles, begins, sums, similarity);
   if (threadIdx.x % kWarp != 0) return -1;
+  video = min(video, videos - 1);
+  const Span span = span_of(cu, frames, video);
+  if (t < span.first || t >= span.first + span.frames) return -1;
   __threadfence();
   const bool last = atomicAdd(finished + video, 1) == span.frames - 1;
   __threadfence();
@@ -64,9 +68,10 @@ __global__ void __launch_bounds__(kFrames* kWarp, kBlocks)
 std::tuple<Tensor, Tensor, Tensor> segment_scenes(Tensor features, int64_t num_boundaries,
                                                   std::optional<Tensor> cu_frames,
                                                   std::optional<double> threshold) {
+  check_rows(features, "features");
   const OnDevice device(features);
   const int64_t frames = features.size(0);
-  const DeviceVideos videos(cu_frames);
+  const DeviceVideos videos(cu_frames, features, frames);
   Tensor out = torch::stable::new_empty(features, {std::max<int64_t>(frames - 1, 0)},
                                         ScalarType::Float);
   Tensor boundaries = new_boundaries(features, videos.count, num_boundaries);

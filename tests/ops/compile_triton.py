@@ -35,12 +35,15 @@ WIDE_LOAD = re.compile(  # from global memory, 16 bytes or more
 )
 
 
-def attributes(signature: dict[str, str]) -> dict[tuple[int], list[list[Any]]]:
+def attributes(kernel: Any, signature: dict[str, str]) -> dict[tuple[int], list[list[Any]]]:
     """What a launch knows of aligned tensors, and compiles for."""
+    ignored = {p.name for p in kernel.params if p.do_not_specialize}
+    ignored |= {p.name for p in kernel.params if p.do_not_specialize_on_alignment}
     return {
         (i,): [["tt.divisibility", 16]]
         for i, (name, kind) in enumerate(signature.items())
-        if kind.startswith("*") or (kind != "constexpr" and DIVISIBLE.search(name))
+        if name not in ignored
+        and (kind.startswith("*") or (kind != "constexpr" and DIVISIBLE.search(name)))
     }
 
 
@@ -49,7 +52,7 @@ def compile_op(op: str, extent: str) -> list[dict[str, Any]]:
     found = []
     instances = importlib.import_module(f"tdc_kernels.ops.{op}.triton").AOT
     for kernel, signature, constants, warps in instances if extent == "all" else instances[:1]:
-        source = ASTSource(kernel, signature, constants, attributes(signature))
+        source = ASTSource(kernel, signature, constants, attributes(kernel, signature))
         for capability in CAPABILITIES if extent == "all" else (90,):
             target = GPUTarget("cuda", capability, 32)
             made = triton.compile(source, target=target, options={"num_warps": warps})

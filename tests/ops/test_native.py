@@ -85,7 +85,8 @@ def test_build_info():
     assert info["torch_target"] == "2.11"
     assert "-march" not in info["flags"]  # one binary for any CPU of the architecture
     assert set(info) == {
-        *("compiler", "flags", "torch_target", "torch_built_against", "cuda_archs", "cpu"),
+        *("compiler", "flags", "torch_target", "torch_built_against", "cpu"),
+        *("cuda_archs", "cuda_runtime"),
     }
 
 

@@ -102,8 +102,8 @@ def anchor_queries(
             cast to the autocast dtype, and with it the output.
         bias: ``[Dq]`` like ``weight``, or None; needs a ``weight``.
         index: int32 or int64 ``[A]``, the anchors' frame numbers, in any order, each as often as
-            wanted; None for every frame. On a GPU nobody looks at the numbers: that the frames
-            exist is the caller's promise.
+            wanted; None for every frame. On a GPU nobody looks at the numbers (but see
+            ``TDC_CHECK_VALUES``): one beyond the frames reads the nearest that there is.
         backend: a backend's name; None chooses.
 
     Returns:
@@ -119,7 +119,7 @@ def anchor_queries(
     if tokens.shape[1] < 1:
         raise ValueError(f"tokens: expected [F, L, D] with L >= 1, got {_checks.describe(tokens)}")
     if index is not None:
-        index = _checks.integers("index", index, "[A]", tokens.device)
+        index = _checks.integers("index", index, "[A]", tokens.device, tokens.shape[0] - 1)
     if weight is None:
         if bias is not None:
             raise ValueError("bias: expected None without weight, got a tensor")

@@ -12,6 +12,8 @@ import torch
 import triton
 import triton.language as tl
 
+from tdc_kernels import _checks
+from tdc_kernels.ops import operands
 from tdc_kernels.ops.frame_similarity.triton import triton_dtype
 from tdc_kernels.triton_support import instance
 
@@ -30,31 +32,43 @@ def divide(x, n, ACC: tl.constexpr):
         return tl.div_rn(x, n.to(ACC))  # fp32's `/` is off by up to two ulps
 
 
-@triton.jit(do_not_specialize=["length", "queries"])
+@triton.jit
+def frame_at(index, row, frames):
+    """The frame of an anchor, one of those that there are whatever its number."""
+    frame = tl.load(index + row).to(tl.int64)
+    return tl.minimum(tl.maximum(frame, 0), frames - 1)
+
+
+@triton.jit(
+    do_not_specialize=["frame_stride", "frames", "length", "queries"],
+    do_not_specialize_on_alignment=["index"],
+)
 def pool(
     tokens,  # [F, L, D], dense rows
     index,  # [A] frame numbers, if INDEXED
     out,  # [A, K, D]
-    frame_stride,
+    frame_stride,  # in STEP elements: what is known of it depends on no length
     token_stride,
+    frames,
     length,
     queries,
     width,
     BLOCK: tl.constexpr,
     TOKENS: tl.constexpr,
+    STEP: tl.constexpr,
     ACC: tl.constexpr,
     INDEXED: tl.constexpr,
 ):
     row = tl.program_id(0)  # of [A * K]
     frame = (row // queries).to(tl.int64)
     if INDEXED:
-        frame = tl.load(index + frame).to(tl.int64)
+        frame = frame_at(index, frame, frames)
     j = (row % queries).to(tl.int64)
     start = (j * length // queries).to(tl.int32)
     stop = (((j + 1) * length + queries - 1) // queries).to(tl.int32)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < width
-    x = tokens + frame * frame_stride + column
+    x = tokens + frame * frame_stride * STEP + column
     total = tl.zeros([TOKENS, BLOCK], dtype=ACC)
     for first in range(start, stop, TOKENS):
         token = first + tl.arange(0, TOKENS)
@@ -102,12 +116,16 @@ def add_anchor(
     return total
 
 
-@triton.jit(do_not_specialize=["rows", "length", "queries"])
+@triton.jit(
+    do_not_specialize=["rows", "frames", "length", "queries"],
+    do_not_specialize_on_alignment=["index"],
+)
 def gradient(
     grad,  # [A, K, D]
     index,  # [A] frame numbers, if INDEXED
     out,  # [F, L, D]
     rows,
+    frames,
     length,
     queries,
     width,
@@ -134,7 +152,9 @@ def gradient(
     if INDEXED:
         for begin in range(0, rows, ROWS):  # the anchors that ask for this frame, in order
             row = begin + tl.arange(0, ROWS)
-            asks = tl.load(index + row, mask=row < rows, other=-1) == frame
+            asked = tl.load(index + row, mask=row < rows, other=0)
+            asked = tl.minimum(tl.maximum(asked, 0), frames - 1)  # as in `frame_at`
+            asks = (asked == frame) & (row < rows)
             anchor = tl.min(tl.where(asks, row, rows), 0)
             while anchor < rows:
                 there = at + anchor.to(tl.int64) * size
@@ -151,11 +171,17 @@ def gradient(
     tl.store(at, total.to(out.dtype.element_ty), mask=mask)
 
 
-def tile(width: int, tokens: int, itemsize: int) -> tuple[int, int]:
+def tile(width: int, itemsize: int) -> tuple[int, int]:
     """A program's columns and the tokens it has at once; more where they are narrow."""
     columns = TILE_BYTES // itemsize
     block = min(columns, triton.next_power_of_2(width))
-    return block, min(TOKENS * columns // block, triton.next_power_of_2(tokens))
+    return block, TOKENS * columns // block
+
+
+def stride_step(x: torch.Tensor) -> int:
+    """How many elements the distance of the entries of ``x`` [F, N, D] is a multiple of: 16 where
+    loads may be wide. Of rows without gaps it depends on the width alone."""
+    return 16 if x.shape[2] % 16 == 0 and x.stride(0) % 16 == 0 else 1
 
 
 def forward(
@@ -164,23 +190,29 @@ def forward(
     index: torch.Tensor | None = None,
     dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
+    operands.dense("tokens", tokens, "[F, L, D]", 3, tokens)
+    _checks.count("num_queries", num_queries, 1)
     frames, length, width = tokens.shape
-    anchors = frames if index is None else index.shape[0]
+    if length < 1:
+        raise ValueError(f"tokens: expected [F, L, D] with L >= 1, got {_checks.describe(tokens)}")
+    anchors = operands.index(index, frames, tokens)
     out = tokens.new_empty((anchors, num_queries, width), dtype=dtype or tokens.dtype)
     if out.numel() > 0:
-        bin_width = length // num_queries + 2  # at most
-        block, together = tile(width, bin_width, tokens.element_size())
+        block, together = tile(width, tokens.element_size())
+        step = stride_step(tokens)
         pool[(anchors * num_queries, triton.cdiv(width, block))](
             tokens,
             index,
             out,
-            tokens.stride(0),
+            tokens.stride(0) // step,
             tokens.stride(1),
+            frames,
             length,
             num_queries,
             width,
             BLOCK=block,
             TOKENS=together,
+            STEP=step,
             ACC=triton_dtype(tokens.dtype),
             INDEXED=index is not None,
             num_warps=WARPS,
@@ -195,15 +227,19 @@ def backward(
     index: torch.Tensor | None,
     dtype: torch.dtype,
 ) -> torch.Tensor:
+    _checks.floating("grad", grad, "[A, K, D]", ndim=3)
     anchors, queries, width = grad.shape
+    if queries < 1 or anchors != operands.index(index, frames, grad):
+        raise ValueError(f"grad: expected [A, K, D], K >= 1, got {_checks.describe(grad)}")
     out = grad.new_empty((frames, length, width), dtype=dtype)
     if out.numel() > 0:
-        block, together = tile(width, length, out.element_size())
+        block, together = tile(width, out.element_size())
         gradient[(frames * triton.cdiv(length, together), triton.cdiv(width, block))](
             grad.contiguous(),
             index,
             out,
             anchors,
+            frames,
             length,
             queries,
             width,
@@ -224,8 +260,8 @@ def _instances(dtype: torch.dtype, name: str, index: str) -> list[Any]:
     constants |= {"INDEXED": bool(index)} | ({} if index else {"index": None})
     types = f"*{name} {index} *{name}"
     return [
-        instance(pool, f"{types} i32 i32 i32 i32 i32", WARPS, **constants),
-        instance(gradient, f"{types} i32 i32 i32 i32", WARPS, ROWS=ROWS, **constants),
+        instance(pool, f"{types} i32 i32 i32 i32 i32 i32", WARPS, STEP=16, **constants),
+        instance(gradient, f"{types} i32 i32 i32 i32 i32", WARPS, ROWS=ROWS, **constants),
     ]
 
 

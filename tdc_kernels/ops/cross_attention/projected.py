@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 
+from tdc_kernels import registry
 from tdc_kernels.ops.cross_attention.reference import frames_asked_for, hidden_tokens, known
 
 
@@ -46,12 +49,24 @@ def cross_attention(
     hidden = hidden_tokens(visual, audio, visual_lengths, audio_lengths, mask)
     keys, values = projection(1, b_key), projection(2, b_value)
     if hidden is None and keys.shape[2] > 0:
-        out = F.scaled_dot_product_attention(heads(query), keys, values)
+        out = attention(heads(query), keys, values)
         return out.transpose(1, 2).flatten(2)
     if hidden is None:
         return query.masked_fill(torch.ones_like(query, dtype=torch.bool), 0)
     hidden = hidden if index is None else hidden[index]  # [M, N]
     nothing = hidden.all(1)[:, None, None, None]
     seen = ~hidden[:, None, None] | nothing  # a row without any token: all, then none
-    out = F.scaled_dot_product_attention(heads(query), keys, values, seen)
+    out = attention(heads(query), keys, values, seen)
     return torch.where(nothing, 0, out).transpose(1, 2).flatten(2)
+
+
+def attention(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, seen: torch.Tensor | None = None
+) -> torch.Tensor:
+    """PyTorch's; its pieces where derivatives are wanted that its kernels do not have."""
+    if not registry.transformed((query, keys, values)):
+        return F.scaled_dot_product_attention(query, keys, values, seen)
+    score = query @ keys.transpose(2, 3) / math.sqrt(query.shape[3])
+    if seen is not None:
+        score = score.masked_fill(~seen, float("-inf"))
+    return score.softmax(3) @ values

@@ -9,11 +9,14 @@ five products of the scores' size, and keys and values are a fifth as wide as to
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 import triton
 
+from tdc_kernels import _checks
+from tdc_kernels.ops import operands
 from tdc_kernels.ops.cross_attention.triton_absorb import (
     SLAB,
     SOFTMAX_ROWS,
@@ -43,7 +46,9 @@ ROWS = 256  # of `index`, compared with a frame at once. Not tuned on a GPU
 def few_rows(call: Call) -> torch.Tensor | None:
     """The frames asked for where they are fewer than there are: only they are projected."""
     index = call.index
-    return index if index is not None and index.shape[0] < call.sources[0].tokens.shape[0] else None
+    if index is None or index.shape[0] >= call.sources[0].tokens.shape[0]:
+        return None
+    return call.existing(index)
 
 
 def project(call: Call, frames: torch.Tensor | None) -> list[torch.Tensor]:
@@ -82,6 +87,7 @@ def launch_rows(
         audio.lengths if audio is not None else None,
         call.mask,
         *outputs,
+        visual.tokens.shape[0],
         queries,
         visual.count,
         audio.count if audio is not None else 0,
@@ -110,6 +116,9 @@ def forward(query: torch.Tensor, *args: Any) -> torch.Tensor:
 def backward(grad: torch.Tensor, *args: Any) -> tuple[torch.Tensor, ...]:
     *arguments, _, tokens, weights = args
     call = call_of(*arguments)
+    call = replace(call, index=call.existing(call.index))
+    operands.sized("grad", grad, tuple(call.query.shape), call.query)
+    _checks.same_dtype("grad", grad, call.query.dtype, "query")
     audio, b_value, w_key_audio = (arguments[i] for i in (2, 6, 12))
     # Rows that share a frame need a place where their tokens' gradients meet: all frames, then.
     frames = None if tokens else few_rows(call)
@@ -237,9 +246,9 @@ def _instances(dtype: torch.dtype, name: str, index: str) -> list[Any]:
     places, mask = f"*i64 {index}", "*u8" if many else ""
     lengths = {} if many else {"lengths": None}
     return [
-        instance(attend, f"{x} {x} {frames} {x} {x} i32 i32 i32 i32", WARPS, **of_rows),
+        instance(attend, f"{x} {x} {frames} {x} {x} i32 i32 i32 i32 i32", WARPS, **of_rows),
         instance(
-            query_gradient, f"{x} {x} {x} {frames} {x} *{acc} i32 i32 i32 i32", WARPS, **of_rows
+            query_gradient, f"{x} {x} {x} {frames} {x} *{acc} i32 i32 i32 i32 i32", WARPS, **of_rows
         ),
         instance(
             token_gradient,
@@ -249,13 +258,14 @@ def _instances(dtype: torch.dtype, name: str, index: str) -> list[Any]:
         ),
         instance(
             absorbed_scores,
-            f"{x} {x} {places} {mask} *{acc} i32 i32 i32 i32 i32 i32 i32 i32 i32 i32",
+            f"{x} {x} {places} {mask} *{acc} {'i32 ' * 11}",
             WARPS,
             **all_heads,
             **lengths,
             **({} if many else {"mask": None}),
             SCALE=0.125,
             SLAB=SLAB,
+            STEP=16,
         ),
         instance(
             absorbed_softmax,
@@ -267,10 +277,11 @@ def _instances(dtype: torch.dtype, name: str, index: str) -> list[Any]:
         ),
         instance(
             absorbed_mix,
-            f"{x} {x} {places} {x} i32 i32 i32 i32 i32 i32 i32 i32 i32",
+            f"{x} {x} {places} {x} {'i32 ' * 10}",
             WARPS,
             **all_heads,
             **lengths,
+            STEP=16,
         ),
     ]
 

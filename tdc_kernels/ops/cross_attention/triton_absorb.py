@@ -12,9 +12,11 @@ import torch
 import triton
 import triton.language as tl
 
+from tdc_kernels.ops.anchor_queries.triton import stride_step
 from tdc_kernels.ops.cross_attention.reference import hidden_tokens
 from tdc_kernels.ops.cross_attention.triton_attend import (
     dot,
+    frame_of,
     length_of,
     seen_tokens,
     shifted_exp,
@@ -29,6 +31,11 @@ SOFTMAX_ROWS, SOFTMAX_TOKENS = 4, 256
 ABSORBED_AT_ONCE = 1 << 24
 SLAB = 512  # columns whose products are added up by themselves
 
+# What differs from call to call, for which nothing is compiled anew.
+LENGTHS = ["frame_stride", "frame_count", "rows", "queries", "group", "tokens", "in_all"]
+LENGTHS += ["first_token"]
+NUMBERS = ["frames", "lengths", "mask"]
+
 
 @triton.jit
 def absorbed_place(first, j, m, rows, queries, width):
@@ -37,7 +44,7 @@ def absorbed_place(first, j, m, rows, queries, width):
     return first + ((head.to(tl.int64) * rows + m) * queries + j % queries)[:, None] * width
 
 
-@triton.jit(do_not_specialize=["rows", "queries", "group", "tokens", "in_all", "first_token"])
+@triton.jit(do_not_specialize=LENGTHS, do_not_specialize_on_alignment=NUMBERS)
 def absorbed_scores(
     absorbed,  # [H, rows, Q, D]: q W_k of every head
     x,  # [F, N, D], one source's tokens, rows dense
@@ -45,9 +52,10 @@ def absorbed_scores(
     lengths,
     mask,
     out,  # [rows, H * Q, Nv + Na], rows score_stride apart; -inf at tokens that do not count
-    frame_stride,
+    frame_stride,  # in STEP elements
     token_stride,
     score_stride,
+    frame_count,
     rows,
     queries,
     group,  # H * Q
@@ -60,6 +68,7 @@ def absorbed_scores(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     SLAB: tl.constexpr,
+    STEP: tl.constexpr,
     ACC: tl.constexpr,
 ):
     parts = tl.cdiv(group, BLOCK_Q)
@@ -67,11 +76,11 @@ def absorbed_scores(
     j = tl.program_id(0) % parts * BLOCK_Q + tl.arange(0, BLOCK_Q)
     j_ok = j < group
     token = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    frame = tl.load(frames + m).to(tl.int64)
+    frame = frame_of(frames, m, frame_count)
     length = length_of(lengths, frame, tokens)
     inside = token < length
     from_query = absorbed_place(absorbed, j, m, rows, queries, width)
-    from_token = x + frame * frame_stride + token.to(tl.int64)[:, None] * token_stride
+    from_token = x + frame * frame_stride * STEP + token.to(tl.int64)[:, None] * token_stride
     score = tl.zeros([BLOCK_Q, BLOCK_N], dtype=ACC)
     # Nothing of a block beyond the length is read. Slabs of columns are added up by themselves: one
     # running sum over all of a token's width would be far less exact in fp32.
@@ -125,16 +134,17 @@ def absorbed_softmax(
         tl.store(out + at + token, p.to(out.dtype.element_ty), mask=ok)
 
 
-@triton.jit(do_not_specialize=["rows", "queries", "group", "tokens", "first_token"])
+@triton.jit(do_not_specialize=LENGTHS, do_not_specialize_on_alignment=NUMBERS)
 def absorbed_mix(
     probability,  # [rows, H * Q, Nv + Na], rows score_stride apart
     x,  # [F, N, D]
     frames,  # [rows]
     lengths,
     out,  # [H, rows, Q, D]
-    frame_stride,
+    frame_stride,  # in STEP elements
     token_stride,
     score_stride,
+    frame_count,
     rows,
     queries,
     group,
@@ -144,6 +154,7 @@ def absorbed_mix(
     BLOCK_Q: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    STEP: tl.constexpr,
     ACC: tl.constexpr,
 ):
     parts = tl.cdiv(group, BLOCK_Q)
@@ -152,11 +163,11 @@ def absorbed_mix(
     j_ok = (j < group)[:, None]
     column = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
     ok = column < width
-    frame = tl.load(frames + m).to(tl.int64)
+    frame = frame_of(frames, m, frame_count)
     length = length_of(lengths, frame, tokens)
     from_probability = probability + (m.to(tl.int64) * group + j)[:, None] * score_stride
     from_probability += first_token
-    from_token = x + frame * frame_stride + column
+    from_token = x + frame * frame_stride * STEP + column
     mixed = tl.zeros([BLOCK_Q, BLOCK_D], dtype=ACC)
     for first in range(0, length, BLOCK_N):
         token = first + tl.arange(0, BLOCK_N)
@@ -189,7 +200,7 @@ def absorbed_blocks(dtype: torch.dtype, group: int) -> dict[str, Any]:
     return {
         "BLOCK_Q": min(QUERIES, max(16, triton.next_power_of_2(group))),
         "BLOCK_N": 32,
-        "BLOCK_D": 32 if dtype == torch.float64 else 64,
+        "BLOCK_D": 128 // dtype.itemsize,  # with more of fp32 and fp64 Triton 3.9 spills
         "ACC": triton_dtype(dtype),
         "num_warps": WARPS,
     }
@@ -214,7 +225,7 @@ def absorbed(call: Call) -> torch.Tensor:
         mixed = absorbed_rows(call, call.query[part], frames)  # [H, m*Q, d]
         mixed = mixed.unflatten(1, (-1, queries)).permute(1, 2, 0, 3).flatten(2)
         if nothing is not None:  # zeros, without the bias
-            mixed = mixed.masked_fill(nothing[frames][:, None, None], 0)
+            mixed = mixed.masked_fill(nothing[call.existing(frames)][:, None, None], 0)
         out[part] = mixed
     return out
 
@@ -232,6 +243,7 @@ def absorbed_rows(call: Call, query: torch.Tensor, frames: torch.Tensor) -> torc
         if source.count == 0:
             continue
         x = rows_dense(source.tokens)
+        step = stride_step(x)
         keys = source.w_key.unflatten(0, (call.heads, call.dim))  # [H, d, D]
         absorbed_scores[parts, triton.cdiv(source.count, constants["BLOCK_N"])](
             torch.bmm(q, keys),
@@ -240,9 +252,10 @@ def absorbed_rows(call: Call, query: torch.Tensor, frames: torch.Tensor) -> torc
             source.lengths,
             call.mask,
             score,
-            x.stride(0),
+            x.stride(0) // step,
             x.stride(1),
             stride,
+            x.shape[0],
             rows,
             queries,
             group,
@@ -252,6 +265,7 @@ def absorbed_rows(call: Call, query: torch.Tensor, frames: torch.Tensor) -> torc
             x.shape[2],
             SCALE=1 / math.sqrt(call.dim),
             SLAB=SLAB,
+            STEP=step,
             **constants,
         )
     probability = torch.empty_like(score, dtype=query.dtype)
@@ -269,7 +283,7 @@ def absorbed_rows(call: Call, query: torch.Tensor, frames: torch.Tensor) -> torc
     total: torch.Tensor | None = None
     for source in call.sources:
         x = rows_dense(source.tokens)
-        depth = x.shape[2]
+        step, depth = stride_step(x), x.shape[2]
         mixed = query.new_empty((call.heads, rows * queries, depth))
         absorbed_mix[parts, triton.cdiv(depth, constants["BLOCK_D"])](
             probability,
@@ -277,15 +291,17 @@ def absorbed_rows(call: Call, query: torch.Tensor, frames: torch.Tensor) -> torc
             frames,
             source.lengths,
             mixed,
-            x.stride(0),
+            x.stride(0) // step,
             x.stride(1),
             stride,
+            x.shape[0],
             rows,
             queries,
             group,
             source.count,
             source.first,
             depth,
+            STEP=step,
             **constants,
         )
         values = source.w_value.unflatten(0, (call.heads, call.dim))  # [H, d, D]

@@ -68,10 +68,11 @@ def shifted_exp(score, top):
 
 
 @triton.jit
-def frame_of(index, row):
+def frame_of(index, row, frames):
+    """The frame of a row, one of those that there are whatever its number."""
     frame = row.to(tl.int64)
     if index is not None:
-        frame = tl.load(index + frame).to(tl.int64)
+        frame = tl.minimum(tl.maximum(tl.load(index + frame).to(tl.int64), 0), frames - 1)
     return frame
 
 
@@ -84,7 +85,10 @@ def scores(q, i, i_ok, keys, token, length, mask, in_mask, width, DIM, SCALE, BL
     return tl.where(seen[None, :], score * SCALE, float("-inf"))
 
 
-@triton.jit(do_not_specialize=["queries", "visual_tokens", "audio_tokens"])
+@triton.jit(
+    do_not_specialize=["frames", "queries", "visual_tokens", "audio_tokens"],
+    do_not_specialize_on_alignment=["index", "visual_lengths", "audio_lengths", "mask"],
+)
 def attend(
     query,  # [M, Q, H*d]
     visual,  # [F, Nv, 2*H*d]: keys, then values
@@ -95,6 +99,7 @@ def attend(
     mask,  # [F, Nv + Na] bytes, or None
     bias,  # [H*d], of the values, or None
     out,  # [M, Q, H*d]
+    frames,
     queries,
     visual_tokens,
     audio_tokens,
@@ -110,7 +115,7 @@ def attend(
     heads = width // DIM
     row = tl.program_id(0) // heads
     head = tl.program_id(0) % heads
-    frame = frame_of(index, row)
+    frame = frame_of(index, row, frames)
     i = tl.program_id(1) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     i_ok = i < queries
     column = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -153,7 +158,10 @@ def attend(
     tl.store(to, mixed.to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["queries", "visual_tokens", "audio_tokens"])
+@triton.jit(
+    do_not_specialize=["frames", "queries", "visual_tokens", "audio_tokens"],
+    do_not_specialize_on_alignment=["index", "visual_lengths", "audio_lengths", "mask"],
+)
 def query_gradient(
     grad,  # [M, Q, H*d]
     query,
@@ -165,6 +173,7 @@ def query_gradient(
     mask,
     out,  # [M, Q, H*d]
     statistics,  # [M, H, 3, Q]: highest score, 1 / sum of exponentials (0: no token), sum p <g, v>
+    frames,
     queries,
     visual_tokens,
     audio_tokens,
@@ -182,7 +191,7 @@ def query_gradient(
     row = tl.program_id(0) // heads
     head = tl.program_id(0) % heads
     part = tl.program_id(2)
-    frame = frame_of(index, row)
+    frame = frame_of(index, row, frames)
     i = tl.program_id(1) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     i_ok = i < queries
     column = part * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -228,7 +237,7 @@ def query_gradient(
                 ds = (p * (dp - along[:, None])).to(key.dtype)
                 gradient = dot(ds, key, gradient, ACC)
     to = statistics + (row.to(tl.int64) * heads + head) * 3 * queries + i
-    once = i_ok & (part == 0)
+    once = i < tl.where(part == 0, queries, 0)
     tl.store(to, top, mask=once)
     tl.store(to + queries, total, mask=once)
     tl.store(to + 2 * queries, along, mask=once)
@@ -237,13 +246,16 @@ def query_gradient(
     tl.store(to, (gradient * SCALE).to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["rows", "queries", "tokens", "in_all", "first_token"])
+@triton.jit(
+    do_not_specialize=["rows", "queries", "tokens", "in_all", "first_token"],
+    do_not_specialize_on_alignment=["index", "lengths", "mask"],
+)
 def token_gradient(
     grad,  # [M, Q, H*d]
     query,
     statistics,  # of `query_gradient`
     projected,  # [F, N, 2*H*d], one source's
-    index,
+    index,  # of frames that exist
     lengths,
     mask,  # [F, Nv + Na] bytes, or None
     out,  # [F, N, 2*H*d]: the gradients of keys, then values

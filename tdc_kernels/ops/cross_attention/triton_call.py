@@ -11,6 +11,9 @@ from typing import Any
 import torch
 import triton
 
+from tdc_kernels import _checks
+from tdc_kernels.ops import operands
+from tdc_kernels.ops.cross_attention.checks import check, check_rows
 from tdc_kernels.ops.cross_attention.reference import known
 from tdc_kernels.ops.frame_similarity.triton import triton_dtype
 
@@ -72,6 +75,10 @@ class Call:
     def in_all(self) -> int:
         return sum(source.count for source in self.sources)
 
+    def existing(self, index: torch.Tensor | None) -> torch.Tensor | None:
+        """Frame numbers as the kernels take them: the nearest that there is."""
+        return None if index is None else index.clamp(0, self.sources[0].tokens.shape[0] - 1)
+
     def constants(self) -> dict[str, Any]:
         """Constants of all kernels that go by keys and values."""
         return {
@@ -110,6 +117,13 @@ def call_of(
     w_key_audio: torch.Tensor | None,
     w_value_audio: torch.Tensor | None,
 ) -> Call:
+    weights = (w_key, b_key, w_value, b_value)
+    check(query, visual, audio, *weights, num_heads, w_key_audio, w_value_audio)
+    check_rows(query, visual, audio, index, visual_lengths, audio_lengths, mask)
+    for x in (*weights, w_key_audio, w_value_audio):
+        if x is not None:
+            _checks.same_dtype("weights", x, query.dtype, "query")
+    operands.index(index, visual.shape[0], visual)
     sources = [Source(visual, visual_lengths, w_key, w_value, 0)]
     if audio is not None:
         own = (

@@ -10,6 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
+from tdc_kernels import _checks
+from tdc_kernels.ops import operands
 from tdc_kernels.ops.frame_similarity import accumulation_dtype
 from tdc_kernels.triton_support import instance
 
@@ -54,7 +56,7 @@ def begins(cu_frames, videos, t):
     return tl.load(cu_frames + video_of(cu_frames, videos, t)) == t
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["counted", "frames", "steps"])
 def partial_sums(
     features,  # [F, N], rows `stride` apart
     partial,  # [F, 2, tiles]: <x_{t-1}, x_t> and |x_t|^2 over the program's features
@@ -133,7 +135,10 @@ def finish_frames(
     tl.store(similarity + t - 1, value, mask=(t > 0) & (t < frames))
 
 
-@triton.jit(do_not_specialize=["frames", "videos"])
+@triton.jit(
+    do_not_specialize=["frames", "videos"],
+    do_not_specialize_on_alignment=["cu_frames", "similarity"],
+)
 def finish(
     partial,
     cu_frames,
@@ -166,7 +171,10 @@ def pair_weight(sums, grad, cu_frames, videos, frames, t, ACC: tl.constexpr, RAG
     return cosine(g, before, square)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["frames", "steps", "videos"],
+    do_not_specialize_on_alignment=["grad", "cu_frames"],
+)
 def gradient(
     features,
     grad,  # fp32 [F-1]
@@ -250,7 +258,9 @@ def triton_dtype(dtype: torch.dtype) -> tl.dtype:
 def forward(
     features: torch.Tensor, cu_frames: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    operands.dense("features", features, "[F, N]", 2, features)
     frames = features.shape[0]
+    videos = operands.videos(cu_frames, frames, features)
     partial = launch_partial_sums(features)
     sums = partial.new_empty((frames, 2))
     similarity = features.new_empty((max(frames - 1, 0),), dtype=torch.float32)
@@ -262,7 +272,7 @@ def forward(
             similarity,
             frames,
             partial.shape[2],
-            0 if cu_frames is None else cu_frames.shape[0] - 1,
+            videos,
             ROWS=FINISH_ROWS,
             BLOCK=FINISH_BLOCK,
             ACC=triton_dtype(sums.dtype),
@@ -278,7 +288,12 @@ def backward(
     sums: torch.Tensor,
     cu_frames: torch.Tensor | None = None,
 ) -> torch.Tensor:
+    operands.dense("features", features, "[F, N]", 2, features)
     frames, width = features.shape
+    videos = operands.videos(cu_frames, frames, features)
+    operands.sized("grad", grad, (max(frames - 1, 0),), features)
+    operands.sized("sums", sums, (frames, 2), features)
+    _checks.same_dtype("sums", sums, accumulation_dtype(features.dtype), "sums of these features")
     out = features.new_empty((frames, width))
     block = TILE_BYTES // features.element_size()
     tiles = triton.cdiv(width, block)
@@ -287,14 +302,14 @@ def backward(
         gradient[(tiles, triton.cdiv(frames, steps))](
             features,
             grad.contiguous(),
-            sums,
+            sums.contiguous(),
             cu_frames,
             out,
             features.stride(0),
             width,
             frames,
             steps,
-            0 if cu_frames is None else cu_frames.shape[0] - 1,
+            videos,
             BLOCK=block,
             ACC=triton_dtype(sums.dtype),
             RAGGED=cu_frames is not None,

@@ -11,7 +11,7 @@ from tdc_kernels import _checks, registry
 from tdc_kernels.ops.backends import implement_fused
 from tdc_kernels.ops.once import once
 from tdc_kernels.ops.pack_context import reference
-from tdc_kernels.plan import ContextPlan
+from tdc_kernels.plan import ContextPlan, copied
 
 OP = "pack_context"
 
@@ -101,8 +101,9 @@ def pack_context(
             ``compressed_lengths``, only the first so many of a frame's K are packed; the others
             have a gradient of zero.
         separator: ``[D]``.
-        plan: from ``plan_context``; tensors on another device are copied over (``plan.to(device)``
-            once is cheaper than here every time).
+        plan: from ``plan_context``; tensors on another device are copied over, by one copy
+            (``plan.to(device)`` once is cheaper than here every time, and needed where a CUDA graph
+            is captured).
         backend: a backend's name; None chooses.
 
     The three may have any strides; ``static`` and ``compressed`` are copied first where D is not
@@ -133,14 +134,27 @@ def pack_context(
     _checks.same_device("separator", separator, device)
     dtype = torch.promote_types(static.dtype, compressed.dtype)
     dtype = torch.promote_types(dtype, separator.dtype)
-    way = (plan.source, plan.position, plan.separators)
+    *way, cu_context = _way(plan, device)
     packed = registry.call(
         OP,
         backend,
         dense_rows(static.to(dtype)),
         dense_rows(compressed.to(dtype)),
         separator.to(dtype).contiguous(),
-        *(x.to(device, torch.int32).contiguous() for x in way),
+        *way,
         function=PackContext,
     )
-    return packed, plan.cu_context.to(device)
+    return packed, cu_context
+
+
+def _way(plan: ContextPlan, device: torch.device) -> list[torch.Tensor]:
+    """Source, position, separators and cu_context on ``device``, checked where they are at hand."""
+    tokens, rows = plan.source.shape[0], plan.position.shape[0]
+    _checks.numbers("plan.source", plan.source, 0, rows)  # the last row is the separator
+    _checks.numbers("plan.position", plan.position, -1, tokens - 1)
+    _checks.numbers("plan.separators", plan.separators, 0, tokens - 1)
+    way = [plan.source, plan.position, plan.separators, plan.cu_context]
+    far = device.type == "cuda" and any(x.device != device for x in way)
+    if far and not torch.compiler.is_compiling() and torch.cuda.is_current_stream_capturing():
+        raise ValueError(f"plan: expected one on {device} while a graph is captured, plan.to(...)")
+    return copied(way, device)

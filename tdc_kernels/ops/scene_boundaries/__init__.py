@@ -24,12 +24,19 @@ def fake(
 
 registry.define(
     OP,
-    "(Tensor similarity, int num_boundaries, Tensor? cu_frames=None, float? threshold=None)"
+    "(Tensor similarity, SymInt num_boundaries, Tensor? cu_frames=None, float? threshold=None)"
     " -> Tensor",
     fake,
+    differentiable=False,
 )
 registry.implement(OP, "reference", reference.scene_boundaries)
 implement_fused(OP)
+
+
+def varies(threshold: float | None) -> bool:
+    """True where torch.compile should see the threshold as a number that may be another one in the
+    next call: an operator takes a constant, and every other constant would compile anew."""
+    return threshold is not None and torch.compiler.is_dynamo_compiling()
 
 
 def scene_boundaries(
@@ -70,4 +77,8 @@ def scene_boundaries(
         pairs = similarity.shape[0]
         frames = (pairs + 1,) if pairs > 0 else (0, 1)
         cu_frames = _checks.prefix_sums(cu_frames, frames, similarity.device)
-    return registry.call(OP, backend, similarity.detach(), num_boundaries, cu_frames, threshold)
+    similarity = similarity.detach()
+    if varies(threshold):
+        found = registry.call(OP, backend, similarity, num_boundaries, cu_frames, None)
+        return reference.below(threshold, found, similarity, similarity.shape[0] + 1, cu_frames)
+    return registry.call(OP, backend, similarity, num_boundaries, cu_frames, threshold)

@@ -51,7 +51,8 @@ def scene_boundaries(
     cu = cu_frames.to(torch.int64)
     frame = torch.arange(pairs + 1, device=similarity.device)
     video = torch.bucketize(frame, cu, right=True) - 1  # [F]; empty videos own no frame
-    pair_video = torch.where(video[:-1] == video[1:], video[:-1], cu.shape[0] - 1)
+    inside = (video[:-1] == video[1:]) & (video[1:] >= 0)
+    pair_video = torch.where(inside, video[:-1], cu.shape[0] - 1)
     return select(similarity, num_boundaries, pair_video, cu.diff(), cu[:-1], threshold)
 
 
@@ -62,3 +63,22 @@ def single_video(
     lengths = pair_video.new_full((1,), frames)
     start = pair_video.new_zeros((1,))
     return select(similarity.detach(), num_boundaries, pair_video, lengths, start, threshold)
+
+
+def below(
+    threshold: float,
+    boundaries: torch.Tensor,
+    similarity: torch.Tensor,
+    frames: int,
+    cu_frames: torch.Tensor | None,
+) -> torch.Tensor:
+    """The boundaries [B, S] whose similarity is below the threshold: of the S lowest pairs those
+    remain that would have been found with it."""
+    start, lengths = 0, frames
+    if cu_frames is not None:
+        start, lengths = cu_frames[:-1, None], cu_frames.diff()[:, None]
+    value = similarity.masked_fill(similarity.isnan(), float("-inf"))
+    value = torch.cat([value, value.new_zeros(1)])  # there may be no pair
+    pair = (start + boundaries - 1).clamp(0, similarity.shape[0])
+    kept = (boundaries < lengths) & (value[pair] < threshold)
+    return torch.where(kept, boundaries, lengths).to(torch.int32).sort(dim=1).values

@@ -10,6 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
+from tdc_kernels import _checks
+from tdc_kernels.ops import operands
 from tdc_kernels.triton_support import instance
 
 HIGHEST = tl.constexpr(0x7FFFFFFF)  # higher than every key
@@ -17,8 +19,9 @@ LOWEST = tl.constexpr(-0x80000000)  # lower than every key; the bits of -0.0
 NEGATIVE_INFINITY = tl.constexpr(-0x800000)  # its bits
 DIGITS = tl.constexpr(16)  # values of the four bits of a key found per pass over a video's keys
 
-# Pairs of one step and warps: 32 registers a thread for the [16, BLOCK] counts. Not tuned on a GPU.
-BLOCK, WARPS = 1024, 16
+# Pairs of one step and warps: 16 registers a thread for the [16, BLOCK] counts (with twice as many
+# Triton 3.9 spills). Not tuned on a GPU.
+BLOCK, WARPS = 512, 16
 
 
 def limit_of(threshold: float | None) -> int:
@@ -91,7 +94,9 @@ def select_lowest(similarity, frames, out, num_boundaries, limit, BLOCK: tl.cons
         my_lower = lower + (before & 0xFFFF)
         my_equal = equal + (before >> 16)
         chosen = is_lower | (is_equal & (my_equal < quota))
-        tl.store(out + my_lower + tl.minimum(my_equal, quota), index + 1, mask=chosen)
+        place = my_lower + tl.minimum(my_equal, quota)
+        # Always there, unless prefix sums that are none let somebody write similarities meanwhile.
+        tl.store(out + place, index + 1, mask=chosen & (place < num_boundaries))
         total = tl.sum(both, 0)
         lower += total & 0xFFFF
         equal += total >> 16
@@ -101,20 +106,25 @@ def select_lowest(similarity, frames, out, num_boundaries, limit, BLOCK: tl.cons
 
 @triton.jit
 def span_of(cu_frames, video, frames, RAGGED: tl.constexpr):
-    """First frames and lengths of videos; without prefix sums, the one of all `frames`."""
+    """First frames and lengths of videos; without prefix sums, the one of all `frames`. Sums that
+    are none give some of the frames that there are, or none."""
     first = video * 0
     if RAGGED:
-        first = tl.load(cu_frames + video)
-        frames = tl.load(cu_frames + video + 1) - first
+        first = tl.minimum(tl.maximum(tl.load(cu_frames + video), 0), frames)
+        last = tl.minimum(tl.load(cu_frames + video + 1), frames)
+        frames = tl.maximum(last - first, 0)
     return first, frames
 
 
-@triton.jit(do_not_specialize=["frames", "num_boundaries", "limit"])
+@triton.jit(
+    do_not_specialize=["frames", "num_boundaries", "limit"],
+    do_not_specialize_on_alignment=["similarity", "cu_frames"],
+)
 def lowest(
     similarity,  # [frames - 1]
     cu_frames,
     out,  # [B, num_boundaries]
-    frames,  # of the one video there is without cu_frames
+    frames,  # of all videos
     num_boundaries,
     limit,
     BLOCK: tl.constexpr,
@@ -132,14 +142,18 @@ def forward(
     cu_frames: torch.Tensor | None = None,
     threshold: float | None = None,
 ) -> torch.Tensor:
-    videos = 1 if cu_frames is None else cu_frames.shape[0] - 1
+    _checks.floating("similarity", similarity, "[F-1]", ndim=1)
+    _checks.same_dtype("similarity", similarity, torch.float32, "frame_similarity's output")
+    _checks.count("num_boundaries", num_boundaries, 0)
+    pairs = similarity.shape[0]
+    videos = operands.videos(cu_frames, pairs + 1 if pairs > 0 else 0, similarity)
     out = similarity.new_empty((videos, num_boundaries), dtype=torch.int32)
     if out.numel() > 0:
         lowest[(videos,)](
             similarity.contiguous(),
             cu_frames,
             out,
-            similarity.shape[0] + 1,
+            pairs + 1,
             num_boundaries,
             limit_of(threshold),
             BLOCK=BLOCK,

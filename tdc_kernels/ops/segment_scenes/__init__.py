@@ -11,6 +11,7 @@ from tdc_kernels import _checks, registry
 from tdc_kernels.ops import frame_similarity, scene_boundaries
 from tdc_kernels.ops.backends import implement_fused
 from tdc_kernels.ops.once import once
+from tdc_kernels.ops.scene_boundaries.reference import below
 from tdc_kernels.ops.segment_scenes import reference
 
 OP = "segment_scenes"
@@ -29,7 +30,7 @@ def fake(
 # Similarity, its sums (see frame_similarity), boundaries. The gradient is frame_similarity's.
 registry.define(  # a floating output first: opcheck adds all outputs up in the first one's dtype
     OP,
-    "(Tensor features, int num_boundaries, Tensor? cu_frames=None, float? threshold=None)"
+    "(Tensor features, SymInt num_boundaries, Tensor? cu_frames=None, float? threshold=None)"
     " -> (Tensor, Tensor, Tensor)",
     fake,
 )
@@ -95,6 +96,11 @@ def segment_scenes(
     threshold = _checks.threshold(threshold)
     if cu_frames is not None:
         cu_frames = _checks.prefix_sums(cu_frames, (features.shape[0],), features.device)
-    args = (frame_similarity.as_rows(features), num_boundaries, cu_frames, threshold)
+    later = scene_boundaries.varies(threshold)
+    rows = frame_similarity.as_rows(features)
+    args = (rows, num_boundaries, cu_frames, None if later else threshold)
     similarity, _, boundaries = registry.call(OP, backend, *args, function=SegmentScenes)
+    if later:
+        pairs = similarity.detach()
+        boundaries = below(threshold, boundaries, pairs, features.shape[0], cu_frames)
     return boundaries, similarity

@@ -8,6 +8,8 @@ import torch
 import triton
 import triton.language as tl
 
+from tdc_kernels import _checks
+from tdc_kernels.ops import operands
 from tdc_kernels.ops.frame_similarity.triton import (
     FINISH_BLOCK,
     FINISH_ROWS,
@@ -24,7 +26,10 @@ from tdc_kernels.triton_support import instance
 BLOCK = 512
 
 
-@triton.jit(do_not_specialize=["frames", "videos", "num_boundaries", "limit"])
+@triton.jit(
+    do_not_specialize=["frames", "videos", "num_boundaries", "limit"],
+    do_not_specialize_on_alignment=["cu_frames"],
+)
 def finish_and_select(
     partial,
     cu_frames,
@@ -47,14 +52,18 @@ def finish_and_select(
     and of those of its ROWS videos that are empty, which no frame completes."""
     t = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     video = t * 0
+    new_video = t < 0
     if RAGGED:
-        video = tl.minimum(video_of(cu_frames, videos, t), videos - 1)
+        video = video_of(cu_frames, videos, t)
+        new_video = tl.load(cu_frames + video) == t
+        video = tl.minimum(video, videos - 1)
     first, length = span_of(cu_frames, video, frames, RAGGED)
-    finish_frames(partial, sums, similarity, t, first == t, frames, tiles, FINISH_BLOCK, ACC)
+    owned = (t >= first) & (t < first + length)  # by its video: not beyond the last one
+    finish_frames(partial, sums, similarity, t, new_video, frames, tiles, FINISH_BLOCK, ACC)
     tl.debug_barrier()  # the values of all threads are written before any frame is counted, ...
-    count = tl.atomic_add(finished + video, 1, mask=t < frames, sem="acq_rel")
+    count = tl.atomic_add(finished + video, 1, mask=owned, sem="acq_rel")
     # ... so the block that counts a video's last frame sees those of all frames.
-    complete = tl.where((t < frames) & (count == length - 1), video, -1)
+    complete = tl.where(owned & (count == length - 1), video, -1)
     _, size = span_of(cu_frames, tl.minimum(t, videos - 1), frames, RAGGED)
     empty = tl.where((t < videos) & (size == 0), t, -1)
     one = tl.maximum(tl.max(complete, 0), tl.max(empty, 0))
@@ -73,8 +82,10 @@ def forward(
     cu_frames: torch.Tensor | None = None,
     threshold: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    operands.dense("features", features, "[F, N]", 2, features)
+    _checks.count("num_boundaries", num_boundaries, 0)
     frames = features.shape[0]
-    videos = 1 if cu_frames is None else cu_frames.shape[0] - 1
+    videos = operands.videos(cu_frames, frames, features)
     finished = features.new_empty((videos,), dtype=torch.int32)
     partial = launch_partial_sums(features, finished)
     sums = partial.new_empty((frames, 2))
