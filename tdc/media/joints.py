@@ -8,6 +8,7 @@ the file follows them, so that both stay together.
 from __future__ import annotations
 
 import logging
+import sys
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,10 +28,10 @@ _RISES_IN_BROADCAST = 10.0
 
 @dataclass(frozen=True)
 class Joint:
-    """Where another recording begins: between two packets of the pictures, at bytes of the file."""
+    """Where another recording begins: between two packets of the pictures."""
 
-    before: int
-    first: int
+    before: int  # bytes of the file
+    first: int  # bytes, more than any file has if unknown
     shift: float  # seconds by which its time stamps are moved
 
 
@@ -90,7 +91,8 @@ class StreamPackets:
         # decoded but not shown fall, and the others are right.
         self._edited |= packet.is_discard
         rise = 0 if dts is None or self._last is None else dts - self._last
-        begins = self._begins(packet)
+        jumps = not -self._falls <= rise <= self._rises and self._jumps(packet, rise)
+        begins = (jumps or bool(self.joints)) and self._begins(packet, jumps)
         if self._since_mark == 1 and self.marked:
             # The mark of a gap in the counter; a parser hands it to the packet before. If another
             # recording or group of pictures follows and no time is missing, nothing else is.
@@ -107,19 +109,15 @@ class StreamPackets:
             self._position = packet.pos
         if dts is not None:
             self._last = dts
-            packet.dts = dts + self._shift
             if pts is not None:
-                late, reordered = pts - dts, 16 * self._usual(packet)  # no codec holds more frames
-                if self._broadcast and not -self._falls <= late <= self._rises + reordered:
-                    # A guess of FFmpeg's: the decoding time of the next packet, of another part.
-                    pts = dts + self._delay
-                elif late > 0:
-                    self._delay = late
+                pts = self._plausible(packet, pts, dts) if self._broadcast else pts
+        if self._shift and dts is not None:
+            packet.dts = dts + self._shift
         if pts is not None:
-            packet.pts = pts + self._shift
-            self._end = max(self._end, packet.pts + (packet.duration or self._step))
+            packet.pts = pts = pts + self._shift
+            self._end = max(self._end, pts + (packet.duration or self._step))
         if packet.is_corrupt:
-            time = self._end if packet.pts is None else packet.pts
+            time = self._end if pts is None else pts
             if not self._broadcast:
                 self.lost.append(time)
             elif self._since_mark:  # else one gap has marked several packets
@@ -129,24 +127,31 @@ class StreamPackets:
             self._since_mark += 1
         return packet
 
-    def _begins(self, packet: Any) -> bool:
+    def _plausible(self, packet: Any, pts: int, dts: int) -> int:
+        """A packet's time of showing, or what it must be about if that is another part's."""
+        late = pts - dts
+        most = self._rises + 16 * self._usual(packet)  # no codec holds back more frames
+        if not -self._falls <= late <= most:
+            # A guess of FFmpeg's for MPEG-2: the decoding time of the next packet.
+            return dts + self._delay
+        self._delay = max(late, 0) or self._delay
+        return pts
+
+    def _begins(self, packet: Any, jumps: bool) -> bool:
         """Whether another recording begins with the packet."""
         if not self._follows:
-            return self._jumps(packet) and not self._edited
+            return jumps and not self._edited
         position = self._position if packet.pos is None else packet.pos
         surely = bisect_right(self.joints, position, key=lambda joint: joint.first)
         perhaps = bisect_right(self.joints, position, key=lambda joint: joint.before)
-        return self._part < surely or (self._part < perhaps and self._jumps(packet))
+        return self._part < surely or (self._part < perhaps and jumps)
 
-    def _jumps(self, packet: Any) -> bool:
-        if packet.dts is None or self._last is None:
-            return False
-        rise = packet.dts - self._last
-        return bool(rise < -self._falls or rise > self._rises + self._usual(packet))
+    def _jumps(self, packet: Any, rise: float) -> bool:
+        return rise < -self._falls or rise > self._rises + self._usual(packet)
 
     def _usual(self, packet: Any) -> float:
         """Ticks between frames: slides may be far apart."""
-        return max(self._rise, packet.duration or 0)
+        return float(max(self._rise, packet.duration or 0))
 
     def _begin(self, packet: Any) -> None:
         logger.debug("another recording begins: %s", packet)
@@ -159,6 +164,6 @@ class StreamPackets:
         # A rise by more is a clock that fell, taken by the demuxer for one that passed its end.
         if self._last is not None and 0 < (packet.dts - self._last) * self._tick < _RISES:
             self.skipped += (self._shift - shift) * self._tick
-        position = self._position if packet.pos is None else packet.pos
+        first = sys.maxsize if packet.pos is None else packet.pos
         self._shift = shift
-        self.joints.append(Joint(self._position, position, shift * self._tick))
+        self.joints.append(Joint(self._position, first, shift * self._tick))

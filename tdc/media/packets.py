@@ -143,7 +143,7 @@ def _index(packets: StreamPackets, rows: np.ndarray, first: int | None) -> Packe
     end = shown[-1] + (max(rows[numbers[-1], 2], step) or nominal_step(stream))
     seconds = declared_end(container, stream, float(shown[0] * tick))
     declared = None if seconds is None else seconds / tick
-    if declared is not None and shown[-1] < declared <= end + CUT_OFF / tick:
+    if declared is not None and shown[-1] + step / 2 < declared <= end + CUT_OFF / tick:
         end = declared if states_tracks(container) else end
     if packets.skipped:
         notes.append(f"its time stamps jump ahead by {packets.skipped:.1f} s, which are left out")
