@@ -158,9 +158,10 @@ def declared_end(container: Any, stream: Any, start: float) -> float | None:
         return None
     if stream.duration is not None and stream.duration > 0:
         length = float(stream.duration * stream.time_base)
-        # An edit list that begins with a pause is counted from 0, an MP4 without one from `start`.
+        # An edit list that begins with a pause is counted from 0, an MP4 without one from `start`;
+        # AVI counts all from 0.
         pause = container.format.name.startswith("mov") and length > start
-        return length if pause else start + length
+        return length if pause or container.format.name == "avi" else start + length
     if container.duration and (len(container.streams) == 1 or not states_tracks(container)):
         return container.duration / av.time_base
     return None

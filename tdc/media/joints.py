@@ -159,10 +159,12 @@ class StreamPackets:
             self._part += 1
             self._shift = round(self.joints[self._part - 1].shift / self._tick)
             return
-        time = packet.dts if packet.pts is None else packet.pts
-        shift = self._end - time
+        if packet.is_keyframe and packet.pts is not None:
+            shift = self._end - packet.pts
+        else:  # the clock jumps within a group of pictures: some of it is shown before the jump
+            shift = (self._last or 0) + self._shift + self._step - packet.dts
         # A rise by more is a clock that fell, taken by the demuxer for one that passed its end.
-        if self._last is not None and 0 < (packet.dts - self._last) * self._tick < _RISES:
+        if 0 < (packet.dts - (self._last or 0)) * self._tick < _RISES:
             self.skipped += (self._shift - shift) * self._tick
         first = sys.maxsize if packet.pos is None else packet.pos
         self._shift = shift

@@ -72,6 +72,10 @@ class PacketIndex:
         gap = 0.0 if self.declared is None else (self.declared - self.end) * self.tick
         return gap if gap > CUT_OFF else 0.0
 
+    def with_one_key(self) -> PacketIndex:
+        """The same index for decoding from the first keyframe on only."""
+        return replace(self, keys=self.keys[:1], key_times=self.key_times[:1])
+
     @property
     def slack(self) -> float:
         """Seconds by which a time stamp may be late because it was rounded.
@@ -187,6 +191,13 @@ def decode(stream: Any, packet: Any) -> list[Any] | None:
         return None
 
 
+class LateStart(Exception):
+    """A decoder that was started at a keyframe began to show pictures later than that.
+
+    Recovery points of H.264 without keyframes (intra refresh) are marked like keyframes.
+    """
+
+
 class FrameReader:
     """Yields the frame on screen at each of some ascending times.
 
@@ -202,6 +213,7 @@ class FrameReader:
         """PyAV frames, one per time (ticks, float64 [T]); the same object while it stays on screen.
 
         A time before the first frame gets the first frame. Yields nothing if nothing decodes.
+        Raises `LateStart` where decoding has to start earlier than at the last keyframe.
         """
         limits = times + self.index.slack / self.index.tick
         held, position = None, 0
@@ -232,19 +244,31 @@ class FrameReader:
                 if not running:
                     self.stream.codec_context.flush_buffers()
                     running = True
+                    awaited = None if number == self.index.keys[0] else self._first_time(due)
+                    refused = self.damaged
             if not running:
                 continue
             due.discard(number)
             if self.index.counted == "packets":
                 packet.pts = packet.dts = int(self.index.stamps[number])
-            yield from self._decode(packet)
+            frames = self._decode(packet)
             if not due:  # all it takes is in the decoder: empty it, and skip to the next group
-                yield from self._decode(None)
+                frames += self._decode(None)
                 running = False
-                if not groups:
-                    return
+            if awaited is not None and (frames or not running):
+                late = not frames or (frames[0].pts or 0) > awaited
+                if late and refused == self.damaged:
+                    raise LateStart
+                awaited = None
+            yield from frames
+            if not running and not groups:
+                return
         if running:
             yield from self._decode(None)
+
+    def _first_time(self, numbers: set[int]) -> int:
+        """When the first of the packets is shown."""
+        return int(self.index.shown[np.isin(self.index.numbers, list(numbers))].min())
 
     def _groups(self, wanted: np.ndarray) -> dict[int, set[int]]:
         """Packet of a keyframe -> the packets wanted that are decoded from it.
