@@ -8,6 +8,9 @@ an index and without a seek that lands in the wrong group of pictures. Measured 
 2 s apart, 2 cores): one sample in 5 s takes a fifth of the time of decoding through, as a seek
 per sample does; at 1 sample/s it takes 0.9 of that time, a seek per sample 1.4.
 
+Where packets do not say when they are shown and the decoder changes their order (bare H.264, AVI
+with B-frames), everything up to the last wanted frame is decoded: only the decoder knows.
+
 Times here are integers in ticks of the stream's time base: nothing is decided by rounding.
 """
 

@@ -88,7 +88,9 @@ def read_video(
 
     Raises:
         InputError: no such file, a directory, not a video, no video track, no frames, an argument
-            out of range. A file cut off in the middle gives what it holds and a warning.
+            out of range. A file cut off in the middle gives what it holds and a warning; so does
+            one with damaged packets, pictures that nothing leads to, or a clock that jumps. A bare
+            stream without time stamps (H.264, HEVC) is read at its nominal rate, with a warning.
     """
     _check_arguments(fps, max_frames, start, end, max_side)
     index = MediaFile.of(path).index
