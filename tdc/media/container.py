@@ -101,11 +101,15 @@ def _is_text(head: bytes) -> bool:
     return whole and all(letter.isprintable() or letter in "\t\r\n\f\x1b" for letter in text)
 
 
-def video_stream(container: Any) -> Any:
-    """The file's main video stream or None; a cover picture of a music file is no video."""
+def video_streams(container: Any) -> list[Any]:
+    """The file's video streams; a cover picture of a music file is no video."""
     cover = av.stream.Disposition.attached_pic
-    moving = [s for s in container.streams.video if not s.disposition & cover]
-    best = container.streams.best("video")
+    return [s for s in container.streams.video if not s.disposition & cover]
+
+
+def video_stream(container: Any) -> Any:
+    """The file's main video stream or None."""
+    moving, best = video_streams(container), container.streams.best("video")
     return best if best in moving else next(iter(moving), None)
 
 

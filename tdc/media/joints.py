@@ -86,6 +86,7 @@ class StreamPackets:
             self.error = str(error.strerror or error)
 
     def _moved(self, packet: Any) -> Any:
+        """The packet, its time stamps on the common clock."""
         pts, dts = packet.pts, packet.dts
         # An edit list shows parts of a recording in any order: there times of packets that are
         # decoded but not shown fall, and the others are right.
@@ -109,10 +110,9 @@ class StreamPackets:
             self._position = packet.pos
         if dts is not None:
             self._last = dts
-            if pts is not None:
-                pts = self._plausible(packet, pts, dts) if self._broadcast else pts
-        if self._shift and dts is not None:
             packet.dts = dts + self._shift
+            if self._broadcast and pts is not None:
+                pts = self._plausible(packet, pts, dts)
         if pts is not None:
             packet.pts = pts = pts + self._shift
             self._end = max(self._end, pts + (packet.duration or self._step))
@@ -141,10 +141,14 @@ class StreamPackets:
         """Whether another recording begins with the packet."""
         if not self._follows:
             return jumps and not self._edited
+        surely, perhaps = self._parts_at(packet)
+        return self._part < surely or (self._part < perhaps and jumps)
+
+    def _parts_at(self, packet: Any) -> tuple[int, int]:
+        """How many joints lie before the packet in the file, and how many may do so."""
         position = self._position if packet.pos is None else packet.pos
         surely = bisect_right(self.joints, position, key=lambda joint: joint.first)
-        perhaps = bisect_right(self.joints, position, key=lambda joint: joint.before)
-        return self._part < surely or (self._part < perhaps and jumps)
+        return surely, bisect_right(self.joints, position, key=lambda joint: joint.before)
 
     def _jumps(self, packet: Any, rise: float) -> bool:
         return rise < -self._falls or rise > self._rises + self._usual(packet)
@@ -156,7 +160,8 @@ class StreamPackets:
     def _begin(self, packet: Any) -> None:
         logger.debug("another recording begins: %s", packet)
         if self._follows:
-            self._part += 1
+            # A part may be without sound, so that more than one joint is passed.
+            self._part = max(self._part + 1, self._parts_at(packet)[0])
             self._shift = round(self.joints[self._part - 1].shift / self._tick)
             return
         if packet.is_keyframe and packet.pts is not None:

@@ -28,7 +28,7 @@ import numpy as np
 
 from ..errors import InputError
 from . import pyav as av
-from .container import declared_end, open_media, states_tracks
+from .container import declared_end, open_media, states_tracks, video_streams
 from .frame_times import Counted, all_keys, frame_times, nominal_step
 from .joints import Joint, StreamPackets
 
@@ -152,6 +152,8 @@ def _index(packets: StreamPackets, rows: np.ndarray, first: int | None) -> Packe
     declared = None if seconds is None else seconds / tick
     if declared is not None and shown[-1] + step / 2 < declared <= end + CUT_OFF / tick:
         end = declared if states_tracks(container) else end
+    if (tracks := len(video_streams(container))) > 1:  # also recordings joined with other numbers
+        notes.append(f"only the main one of its {tracks} video tracks is read")
     if packets.skipped:
         notes.append(f"its time stamps jump ahead by {packets.skipped:.1f} s, which are left out")
     if packets.error is not None:

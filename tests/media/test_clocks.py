@@ -48,7 +48,7 @@ def part(
 ) -> Path:
     """2 s of a transport stream whose time stamps begin at `first` (s), with `seconds` of sound."""
     times = [first + i / 25 for i in range(50)]
-    sound = tone(seconds, hertz=hertz)
+    sound = tone(seconds, hertz=hertz) if seconds else None
     return write_clip(
         path, times=times, fps=25, audio=sound, audio_offset=first, b_frames=b_frames, gop=10
     )
@@ -98,6 +98,9 @@ def test_sound_stays_with_the_pictures_of_its_part(
     parts = [part(tmp_path / f"{i}.ts", first, seconds=0.5) for i, first in enumerate(starts)]
     path = join(tmp_path / "joined.ts", *parts)
     np.testing.assert_allclose(starts_of(read_audio(path)), [0, 2, 4], atol=0.03)
+    silent = part(tmp_path / "silent.ts", 0, seconds=0)
+    path = join(tmp_path / "joined.ts", parts[0], silent, parts[2])
+    np.testing.assert_allclose(starts_of(read_audio(path)), [0, 4], atol=0.03)
 
 
 def test_a_clock_that_jumps_ahead(tmp_path: Path) -> None:
@@ -108,6 +111,16 @@ def test_a_clock_that_jumps_ahead(tmp_path: Path) -> None:
     [warning] = video.warnings
     assert "its time stamps jump ahead by 97.9 s, which are left out" in warning
     assert starts_of(read_audio(path)) == [pytest.approx(0, abs=0.03)]  # no pause
+
+
+def test_a_second_video_track_is_said(tmp_path: Path) -> None:
+    """As when recordings are joined whose tracks have other numbers."""
+    other = write_clip(
+        tmp_path / "1.ts", frames=50, fps=25, container_options={"mpegts_start_pid": "512"}
+    )
+    path = join(tmp_path / "joined.ts", part(tmp_path / "0.ts", 0, seconds=0.1), other)
+    [warning] = read_video(path).warnings
+    assert warning == f"{path}: only the main one of its 2 video tracks is read"
 
 
 def test_pictures_without_their_keyframe(tmp_path: Path) -> None:
