@@ -98,7 +98,7 @@ def test_sound_stays_with_the_pictures_of_its_part(
     parts = [part(tmp_path / f"{i}.ts", first, seconds=0.5) for i, first in enumerate(starts)]
     path = join(tmp_path / "joined.ts", *parts)
     np.testing.assert_allclose(starts_of(read_audio(path)), [0, 2, 4], atol=0.03)
-    silent = part(tmp_path / "silent.ts", 0, seconds=0)
+    silent = part(tmp_path / "silent.ts", starts[1], seconds=0)
     path = join(tmp_path / "joined.ts", parts[0], silent, parts[2])
     np.testing.assert_allclose(starts_of(read_audio(path)), [0, 4], atol=0.03)
 
