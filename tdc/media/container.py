@@ -100,11 +100,15 @@ def _is_text(head: bytes) -> bool:
     return whole and all(letter.isprintable() or letter in "\t\r\n\f\x1b" for letter in text)
 
 
-def video_stream(container: Any) -> Any:
-    """The file's main video stream or None; a cover picture of a music file is no video."""
+def video_streams(container: Any) -> list[Any]:
+    """The file's video streams; a cover picture of a music file is no video."""
     cover = av.stream.Disposition.attached_pic
-    moving = [s for s in container.streams.video if not s.disposition & cover]
-    best = container.streams.best("video")
+    return [s for s in container.streams.video if not s.disposition & cover]
+
+
+def video_stream(container: Any) -> Any:
+    """The file's main video stream or None."""
+    moving, best = video_streams(container), container.streams.best("video")
     return best if best in moving else next(iter(moving), None)
 
 
@@ -157,9 +161,10 @@ def declared_end(container: Any, stream: Any, start: float) -> float | None:
         return None
     if stream.duration is not None and stream.duration > 0:
         length = float(stream.duration * stream.time_base)
-        # An edit list that begins with a pause is counted from 0, an MP4 without one from `start`.
+        # An edit list that begins with a pause is counted from 0, an MP4 without one from `start`;
+        # AVI counts all from 0.
         pause = container.format.name.startswith("mov") and length > start
-        return length if pause else start + length
+        return length if pause or container.format.name == "avi" else start + length
     if container.duration and (len(container.streams) == 1 or not states_tracks(container)):
         return container.duration / av.time_base
     return None

@@ -34,7 +34,9 @@ def frame_times(
     elif container.format.name == "avi":
         # It has no times of showing. FFmpeg's guesses are wrong before a pause, for H.264, and for
         # packed B-frames.
-        moments = dts + getattr(context, "reorder_depth", int(reorders)) * step
+        # A frame is shown when so many more have been decoded as the decoder holds back.
+        delay = getattr(context, "reorder_depth", int(reorders))
+        moments = np.append(dts[delay:], np.full(min(delay, len(dts)), np.nan))
     elif 2 * (~np.isnan(pts)).sum() >= len(pts):
         if missing := int(np.isnan(pts).sum()):
             notes.append(f"{missing} pictures without a time stamp are left out")
@@ -50,7 +52,7 @@ def frame_times(
     if known.any():
         at = np.flatnonzero(known)
         if len(at) > 1:
-            step = (moments[at[-1]] - moments[at[0]]) / (at[-1] - at[0])
+            step = float(np.median(np.diff(moments[at]) / np.diff(at)))
         outside = np.minimum(order - at[0], 0) + np.maximum(order - at[-1], 0)
         times = np.interp(order, at, moments[at]) + outside * step
     return (np.sort(times), "frames", notes) if reorders else (times, "packets", notes)

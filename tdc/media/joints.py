@@ -8,6 +8,7 @@ the file follows them, so that both stay together.
 from __future__ import annotations
 
 import logging
+import sys
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,10 +28,10 @@ _RISES_IN_BROADCAST = 10.0
 
 @dataclass(frozen=True)
 class Joint:
-    """Where another recording begins: between two packets of the pictures, at bytes of the file."""
+    """Where another recording begins: between two packets of the pictures."""
 
-    before: int
-    first: int
+    before: int  # bytes of the file
+    first: int  # bytes, more than any file has if unknown
     shift: float  # seconds by which its time stamps are moved
 
 
@@ -85,12 +86,14 @@ class StreamPackets:
             self.error = str(error.strerror or error)
 
     def _moved(self, packet: Any) -> Any:
+        """The packet, its time stamps on the common clock."""
         pts, dts = packet.pts, packet.dts
         # An edit list shows parts of a recording in any order: there times of packets that are
         # decoded but not shown fall, and the others are right.
         self._edited |= packet.is_discard
         rise = 0 if dts is None or self._last is None else dts - self._last
-        begins = self._begins(packet)
+        jumps = not -self._falls <= rise <= self._rises and self._jumps(packet, rise)
+        begins = (jumps or bool(self.joints)) and self._begins(packet, jumps)
         if self._since_mark == 1 and self.marked:
             # The mark of a gap in the counter; a parser hands it to the packet before. If another
             # recording or group of pictures follows and no time is missing, nothing else is.
@@ -108,18 +111,13 @@ class StreamPackets:
         if dts is not None:
             self._last = dts
             packet.dts = dts + self._shift
-            if pts is not None:
-                late, reordered = pts - dts, 16 * self._usual(packet)  # no codec holds more frames
-                if self._broadcast and not -self._falls <= late <= self._rises + reordered:
-                    # A guess of FFmpeg's: the decoding time of the next packet, of another part.
-                    pts = dts + self._delay
-                elif late > 0:
-                    self._delay = late
+            if self._broadcast and pts is not None:
+                pts = self._plausible(packet, pts, dts)
         if pts is not None:
-            packet.pts = pts + self._shift
-            self._end = max(self._end, packet.pts + (packet.duration or self._step))
+            packet.pts = pts = pts + self._shift
+            self._end = max(self._end, pts + (packet.duration or self._step))
         if packet.is_corrupt:
-            time = self._end if packet.pts is None else packet.pts
+            time = self._end if pts is None else pts
             if not self._broadcast:
                 self.lost.append(time)
             elif self._since_mark:  # else one gap has marked several packets
@@ -129,36 +127,50 @@ class StreamPackets:
             self._since_mark += 1
         return packet
 
-    def _begins(self, packet: Any) -> bool:
+    def _plausible(self, packet: Any, pts: int, dts: int) -> int:
+        """A packet's time of showing, or what it must be about if that is another part's."""
+        late = pts - dts
+        most = self._rises + 16 * self._usual(packet)  # no codec holds back more frames
+        if not -self._falls <= late <= most:
+            # A guess of FFmpeg's for MPEG-2: the decoding time of the next packet.
+            return dts + self._delay
+        self._delay = max(late, 0) or self._delay
+        return pts
+
+    def _begins(self, packet: Any, jumps: bool) -> bool:
         """Whether another recording begins with the packet."""
         if not self._follows:
-            return self._jumps(packet) and not self._edited
+            return jumps and not self._edited
+        surely, perhaps = self._parts_at(packet)
+        return self._part < surely or (self._part < perhaps and jumps)
+
+    def _parts_at(self, packet: Any) -> tuple[int, int]:
+        """How many joints lie before the packet in the file, and how many may do so."""
         position = self._position if packet.pos is None else packet.pos
         surely = bisect_right(self.joints, position, key=lambda joint: joint.first)
-        perhaps = bisect_right(self.joints, position, key=lambda joint: joint.before)
-        return self._part < surely or (self._part < perhaps and self._jumps(packet))
+        return surely, bisect_right(self.joints, position, key=lambda joint: joint.before)
 
-    def _jumps(self, packet: Any) -> bool:
-        if packet.dts is None or self._last is None:
-            return False
-        rise = packet.dts - self._last
-        return bool(rise < -self._falls or rise > self._rises + self._usual(packet))
+    def _jumps(self, packet: Any, rise: float) -> bool:
+        return rise < -self._falls or rise > self._rises + self._usual(packet)
 
     def _usual(self, packet: Any) -> float:
         """Ticks between frames: slides may be far apart."""
-        return max(self._rise, packet.duration or 0)
+        return float(max(self._rise, packet.duration or 0))
 
     def _begin(self, packet: Any) -> None:
         logger.debug("another recording begins: %s", packet)
         if self._follows:
-            self._part += 1
+            # A part may be without sound, so that more than one joint is passed.
+            self._part = max(self._part + 1, self._parts_at(packet)[0])
             self._shift = round(self.joints[self._part - 1].shift / self._tick)
             return
-        time = packet.dts if packet.pts is None else packet.pts
-        shift = self._end - time
+        if packet.is_keyframe and packet.pts is not None:
+            shift = self._end - packet.pts
+        else:  # the clock jumps within a group of pictures: some of it is shown before the jump
+            shift = (self._last or 0) + self._shift + self._step - packet.dts
         # A rise by more is a clock that fell, taken by the demuxer for one that passed its end.
-        if self._last is not None and 0 < (packet.dts - self._last) * self._tick < _RISES:
+        if 0 < (packet.dts - (self._last or 0)) * self._tick < _RISES:
             self.skipped += (self._shift - shift) * self._tick
-        position = self._position if packet.pos is None else packet.pos
+        first = sys.maxsize if packet.pos is None else packet.pos
         self._shift = shift
-        self.joints.append(Joint(self._position, position, shift * self._tick))
+        self.joints.append(Joint(self._position, first, shift * self._tick))

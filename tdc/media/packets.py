@@ -8,6 +8,9 @@ an index and without a seek that lands in the wrong group of pictures. Measured 
 2 s apart, 2 cores): one sample in 5 s takes a fifth of the time of decoding through, as a seek
 per sample does; at 1 sample/s it takes 0.9 of that time, a seek per sample 1.4.
 
+Where packets do not say when they are shown and the decoder changes their order (bare H.264, AVI
+with B-frames), everything up to the last wanted frame is decoded: only the decoder knows.
+
 Times here are integers in ticks of the stream's time base: nothing is decided by rounding.
 """
 
@@ -25,7 +28,7 @@ import numpy as np
 
 from ..errors import InputError
 from . import pyav as av
-from .container import declared_end, open_media, states_tracks
+from .container import declared_end, open_media, states_tracks, video_streams
 from .frame_times import Counted, all_keys, frame_times, nominal_step
 from .joints import Joint, StreamPackets
 
@@ -71,6 +74,10 @@ class PacketIndex:
         """Seconds that the header promises and the file does not hold; 0 for a whole file."""
         gap = 0.0 if self.declared is None else (self.declared - self.end) * self.tick
         return gap if gap > CUT_OFF else 0.0
+
+    def with_one_key(self) -> PacketIndex:
+        """The same index for decoding from the first keyframe on only."""
+        return replace(self, keys=self.keys[:1], key_times=self.key_times[:1])
 
     @property
     def slack(self) -> float:
@@ -143,8 +150,10 @@ def _index(packets: StreamPackets, rows: np.ndarray, first: int | None) -> Packe
     end = shown[-1] + (max(rows[numbers[-1], 2], step) or nominal_step(stream))
     seconds = declared_end(container, stream, float(shown[0] * tick))
     declared = None if seconds is None else seconds / tick
-    if declared is not None and shown[-1] < declared <= end + CUT_OFF / tick:
+    if declared is not None and shown[-1] + step / 2 < declared <= end + CUT_OFF / tick:
         end = declared if states_tracks(container) else end
+    if (tracks := len(video_streams(container))) > 1:  # also recordings joined with other numbers
+        notes.append(f"only the main one of its {tracks} video tracks is read")
     if packets.skipped:
         notes.append(f"its time stamps jump ahead by {packets.skipped:.1f} s, which are left out")
     if packets.error is not None:
@@ -187,6 +196,13 @@ def decode(stream: Any, packet: Any) -> list[Any] | None:
         return None
 
 
+class LateStart(Exception):
+    """A decoder that was started at a keyframe began to show pictures later than that.
+
+    Recovery points of H.264 without keyframes (intra refresh) are marked like keyframes.
+    """
+
+
 class FrameReader:
     """Yields the frame on screen at each of some ascending times.
 
@@ -202,6 +218,7 @@ class FrameReader:
         """PyAV frames, one per time (ticks, float64 [T]); the same object while it stays on screen.
 
         A time before the first frame gets the first frame. Yields nothing if nothing decodes.
+        Raises `LateStart` where decoding has to start earlier than at the last keyframe.
         """
         limits = times + self.index.slack / self.index.tick
         held, position = None, 0
@@ -232,19 +249,31 @@ class FrameReader:
                 if not running:
                     self.stream.codec_context.flush_buffers()
                     running = True
+                    awaited = None if number == self.index.keys[0] else self._first_time(due)
+                    refused = self.damaged
             if not running:
                 continue
             due.discard(number)
             if self.index.counted == "packets":
                 packet.pts = packet.dts = int(self.index.stamps[number])
-            yield from self._decode(packet)
+            frames = self._decode(packet)
             if not due:  # all it takes is in the decoder: empty it, and skip to the next group
-                yield from self._decode(None)
+                frames += self._decode(None)
                 running = False
-                if not groups:
-                    return
+            if awaited is not None and (frames or not running):
+                late = not frames or (frames[0].pts or 0) > awaited
+                if late and refused == self.damaged:
+                    raise LateStart
+                awaited = None
+            yield from frames
+            if not running and not groups:
+                return
         if running:
             yield from self._decode(None)
+
+    def _first_time(self, numbers: set[int]) -> int:
+        """When the first of the packets is shown."""
+        return int(self.index.shown[np.isin(self.index.numbers, list(numbers))].min())
 
     def _groups(self, wanted: np.ndarray) -> dict[int, set[int]]:
         """Packet of a keyframe -> the packets wanted that are decoded from it.

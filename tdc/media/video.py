@@ -23,7 +23,7 @@ from . import pyav as av
 from .container import check_file, check_range, open_media, require_video
 from .media_file import MediaFile, VideoInfo
 from .orientation import orientation
-from .packets import FrameReader, PacketIndex
+from .packets import FrameReader, LateStart, PacketIndex
 from .sampling import sample_indices
 
 logger = logging.getLogger(__name__)
@@ -90,25 +90,23 @@ def read_video(
 
     Raises:
         InputError: no such file, a directory, not a video, no video track, no frames, an argument
-            out of range. A file cut off in the middle gives what it holds and a warning.
+            out of range. A file cut off in the middle gives what it holds and a warning; so does
+            one with damaged packets, pictures that nothing leads to, or a clock that jumps. A bare
+            stream without time stamps (H.264, HEVC) is read at its nominal rate, with a warning.
     """
     _check_arguments(fps, max_frames, start, end, max_side)
     index = MediaFile.of(path).index
     times = _sample_times(path, index, fps, start, end)
     if max_frames is not None:
         times = times[sample_indices(len(times), max_frames)]
-    # Opened again for the second pass: not every format can be rewound.
-    with open_media(path) as container:
-        reader = FrameReader(container, require_video(container, path), index)
-        canvas = _Canvas(len(times), max_side)
-        for frame in reader.shown_at(index.start + times / index.tick):
-            canvas.put(frame)
-            if progress is not None:
-                progress(canvas.done, canvas.count)
+    try:
+        canvas, damaged = _paint(path, index, times, max_side, progress)
+    except LateStart:
+        canvas, damaged = _paint(path, index.with_one_key(), times, max_side, progress)
     if canvas.pixels is None:
         raise InputError(f"no frames: no picture of {path} can be decoded")
     asked = math.inf if end is None else end
-    warnings = tuple(_warnings(path, index, asked, reader.damaged))
+    warnings = tuple(_warnings(path, index, asked, damaged))
     for warning in warnings:
         logger.warning("%s", warning)
     return Video(canvas.pixels, times, index.duration, index.rate, warnings)
@@ -161,6 +159,25 @@ def _sample_times(
     if first > 0 and count < 1:
         raise InputError(f"start: got {first} s, but {path} is {index.duration:.2f} s long")
     return first + np.arange(max(count, 1)) / fps
+
+
+def _paint(
+    path: str | os.PathLike[str],
+    index: PacketIndex,
+    times: np.ndarray,
+    max_side: int | None,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[_Canvas, int]:
+    """The frames at `times` (s), and how many packets the decoder refused."""
+    # Opened again for the second pass: not every format can be rewound.
+    with open_media(path) as container:
+        reader = FrameReader(container, require_video(container, path), index)
+        canvas = _Canvas(len(times), max_side)
+        for frame in reader.shown_at(index.start + times / index.tick):
+            canvas.put(frame)
+            if progress is not None:
+                progress(canvas.done, canvas.count)
+    return canvas, reader.damaged
 
 
 class _Canvas:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import ffmpeg
+import ffmpeg_command as ffmpeg
 import numpy as np
 import pytest
 from clips import numbers_of

@@ -95,7 +95,7 @@ def shown(path: Path, *, sound: bool = False) -> Shown:
     first, last = times[order[0]], order[-1]
     if not lengths[last] and len(times) > 1:  # transport streams, FLV and others do not say
         lengths[last] = np.median(np.diff(times[order]))
-    begins = re.search(r"_ashowinfo.* pts_time: *(\S+)", log)
+    begins = re.search(r"n:0 pts:\S+ pts_time:(\S+) fmt:\S+ channels", log)
     return Shown(
         times=times[order] - first,
         numbers=[number_of(pictures[i]) for i in order],
