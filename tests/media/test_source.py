@@ -138,6 +138,9 @@ def test_errors_name_the_label_and_leave_nothing():
     with pytest.raises(InputError) as caught, opened(b"no film", "video") as file:
         read_video(file)
     assert str(caught.value) == "not a video: the given video is a text"
+    with opened(b"no film", "video") as file:
+        pass
+    assert file._file.closed
     with pytest.raises(InputError, match="the given video is empty"):
         local(b"", "video").scan()
 
@@ -158,7 +161,7 @@ def test_without_proc_the_file_has_a_name_and_loses_it(temporary, monkeypatch):
     assert file.path == str(only) and only.read_bytes() == b"123"
     file.close()
     assert not only.exists()
-    with pytest.raises(InputError, match="is no base64"):
+    with pytest.raises(InputError, match="is no base64") as caught:
         local(Base64("?"), "video")
-    del file
+    assert caught.value.__traceback__ and not list(temporary.iterdir())
     local(b"123", "video")  # nobody holds it
