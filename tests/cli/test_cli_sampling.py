@@ -135,7 +135,9 @@ def test_a_bad_standard_input(tdc, clip, tmp_path, pipe, monkeypatch):
     pipe(clip.read_bytes()[:3000])
     assert "the standard input was cut off" in tdc("segment", "-").refused()
     line = tdc("chat", "-").refused()
-    assert "cannot be the video and questions at once; give the question after" in line
+    assert "cannot be the video and the questions at once; give the question after" in line
+    line = tdc("chat", clip, "--audio", "-").refused()
+    assert "cannot be the sound and the questions at once" in line
     out = tmp_path / "c.safetensors"
     line = tdc("encode", "-", "-o", out, "--audio", "-").refused()
     assert "cannot be the video and the sound at once; give one of them as a file" in line
