@@ -182,10 +182,11 @@ def check_media(arguments: Any, question: bool = False) -> None:
     from ..media.source import SpooledFile
 
     audio = getattr(arguments, "audio", None)
-    if [arguments.video, audio].count("-") + question > 1:
-        what = "questions" if question else "the sound"
+    wanted = {"the video": arguments.video == "-", "the sound": audio == "-"}
+    uses = [name for name, used in {**wanted, "the questions": question}.items() if used]
+    if len(uses) > 1:
         more = "give the question after the video" if question else "give one of them as a file"
-        raise InputError(f"the standard input cannot be the video and {what} at once; {more}")
+        raise InputError(f"the standard input cannot be {' and '.join(uses)} at once; {more}")
     arguments.video = _local(arguments.video, "video").scan()
     start, seconds = getattr(arguments, "start", None), arguments.video.duration
     if start is not None and start >= seconds > 0:

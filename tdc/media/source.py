@@ -21,8 +21,10 @@ from ..errors import InputError, shown
 from .media_file import MediaFile
 
 MOST_BYTES = 2**34  # 16 GiB in a temporary file
+_LONGEST_PATH = 4096  # characters
 _STEP = 2**20  # characters of base64 or bytes at a time
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
+_BASE64_TEXT = re.compile(r"[A-Za-z0-9+/\s]+[=\s]*")
 _BASE64 = re.compile("[A-Za-z0-9+/]*")
 _BASE64_TABLE = str.maketrans("-_", "+/", " \t\r\n\f\v")
 
@@ -114,9 +116,10 @@ def local(source: Any, what: str) -> Any:
     """A `MediaFile` for what names or holds a file; anything else (arrays) as it is.
 
     Args:
-        source: a path, a `file://` or `data:` URL, bytes, a binary file object (read from its
-            beginning where it can be rewound, put back to its place, and not closed), `Base64`, or
-            a dict with `bytes` or `path`, as data sets have it.
+        source: a path, a `file://` or `data:` URL, base64 (`Base64`, or a text of at least 100
+            characters that cannot be a path), bytes, a binary file object (read from its beginning
+            where it can be rewound, put back to its place, and not closed), or a dict with `bytes`
+            or `path`, as data sets have it.
         what: "video", "image" or "audio", for the messages.
 
     Raises:
@@ -138,6 +141,8 @@ def local(source: Any, what: str) -> Any:
     if isinstance(source, str):
         if source[:5].lower() == "data:":
             return SpooledFile(label, _data_url(source, what))
+        if _is_base64(source):
+            return SpooledFile(label, _base64(source, 0, what))
         return MediaFile(_path(source, what))
     if isinstance(source, os.PathLike):
         name = os.fspath(source)
@@ -145,6 +150,14 @@ def local(source: Any, what: str) -> Any:
     if callable(getattr(source, "read", None)):
         return _of_file_object(source, label)
     return source
+
+
+def _is_base64(text: str) -> bool:
+    """Whether a text is base64 rather than a path: neither dots nor dashes, and no such file."""
+    if len(text) < 100 or (text[0] == "/" and text[:4] != "/9j/"):  # how a JPEG begins
+        return False
+    known = len(text) <= _LONGEST_PATH and os.path.exists(text)
+    return not known and _BASE64_TEXT.fullmatch(text) is not None
 
 
 def _path(text: str, what: str) -> str:
@@ -167,7 +180,7 @@ def _path(text: str, what: str) -> str:
             f"{what} {shown(text)}: this library fetches nothing by {scheme[1].lower()}; download "
             "it and give the file"
         )
-    if len(text) > 4096 and not os.path.exists(text):
+    if len(text) > _LONGEST_PATH:
         raise InputError(
             f"{what} {shown(text)} is no path; base64 goes into a URL, data:{what}/...;base64,..."
         )

@@ -26,7 +26,7 @@ def is_picture(value: Any) -> bool:
     """Whether a list of such is one video: PIL images, arrays of one frame, names of stills."""
     if isinstance(value, (str, os.PathLike)):
         name = str(value)
-        return name.lower().endswith(_PICTURES) or name[:11].lower() == "data:image/"
+        return name[-5:].lower().endswith(_PICTURES) or name[:11].lower() == "data:image/"
     return isinstance(value, Image.Image) or (is_array(value) and np.ndim(value) == 3)
 
 

@@ -196,7 +196,7 @@ def _from_frames(
     if isinstance(video, Video):
         if sampling.fps is not None:
             raise InputError("fps: this video's frames have times already; leave it out")
-        frames, times = video.frames, video.timestamps.tolist()
+        frames, times = rgb(video.frames, "video"), video.timestamps.tolist()
     else:
         pictures = isinstance(video, (list, tuple)) and not np.isscalar(_innermost(video))
         frames = stacked(video) if pictures else rgb(video, "video")

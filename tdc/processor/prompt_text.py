@@ -13,6 +13,10 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
 
+from jinja2 import TemplateError
+
+from ..errors import InputError
+
 VIDEO_TOKEN, IMAGE_TOKEN = "<video>", "<image>"
 MEDIA_TOKENS = (VIDEO_TOKEN, IMAGE_TOKEN)
 TEXT, MEDIUM, LITERAL = "text", "medium", "literal"  # kinds of pieces, see split_prompt
@@ -50,6 +54,9 @@ def render(messages: Any, specials: tuple[str, ...], template: Callable[[Any], s
 
     The template sees stand-ins that nobody can guess for the marks in the messages, and all else
     as it is, so that what it does to a text (trimming, searching) has the usual outcome.
+
+    Raises:
+        InputError: messages that the template refuses or cannot read.
     """
     key, found = secrets.token_hex(8), []
 
@@ -57,7 +64,11 @@ def render(messages: Any, specials: tuple[str, ...], template: Callable[[Any], s
         found.append(mark)
         return f"{key}{len(found) - 1:06}"
 
-    pieces = re.split(f"{key}([0-9]{{6}})", template(_hidden(messages, specials, stand_in)))
+    try:
+        rendered = template(_hidden(messages, specials, stand_in))
+    except (TemplateError, ValueError, TypeError, RecursionError) as error:
+        raise InputError(f"the chat template does not take these messages: {error}") from None
+    pieces = re.split(f"{key}([0-9]{{6}})", rendered)
     text, typed = pieces[0], []
     for number, following in zip(pieces[1::2], pieces[2::2], strict=True):
         mark = found[int(number)]

@@ -68,6 +68,7 @@ def test_context_of_a_part(tdc, clip, tmp_path, model_dir):
     assert load_file(out)["frame_times"].tolist() == pytest.approx([1, 1 + 2 / 3, 1 + 4 / 3])
 
 
+@pytest.mark.slow
 def test_lvcot_of_a_part(tdc, clip, model_dir):
     options = ["--lvcot", 2, "--start", 2, "--max-new-tokens", 2, "--model", model_dir]
     done = tdc("chat", clip, "What?", *options)
@@ -88,22 +89,31 @@ def test_options_that_contradict(tdc, clip, tmp_path, options, says):
         assert says in tdc(*command, *options).refused()
 
 
-def test_a_video_on_the_standard_input(tdc, clip, tmp_path, model_dir, pipe):
-    data, files = clip.read_bytes(), [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+def test_a_video_on_the_standard_input(tdc, clip, model_dir, pipe):
+    data = clip.read_bytes()
     assert data.find(b"moov") > data.find(b"mdat")  # its index stands at its end
-    for video, out in zip((clip, "-"), files, strict=True):
-        pipe(data)
-        assert tdc("encode", video, "-o", out, "--model", model_dir).code == 0
-    one, other = map(load_file, files)
-    assert all(one[name].equal(other[name]) for name in one)
+    pipe(data)
+    found = json.loads(tdc("segment", "-", "--json").out)
+    assert found["video"] == "the standard input" and found["duration"] == 4
     chat = ["What?", "--model", model_dir, "--max-new-tokens", 3]
     pipe(data)
     assert tdc("chat", "-", *chat) == tdc("chat", clip, *chat)
-    pipe(data)
-    found = json.loads(tdc("segment", "-", "--json", "--plot", tmp_path / "p.png").out)
-    assert found["video"] == "the standard input" and found["duration"] == 4
 
 
+@pytest.mark.slow
+def test_context_of_the_standard_input(tdc, clip, tmp_path, model_dir, pipe):
+    files = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    for video, out in zip((clip, "-"), files, strict=True):
+        pipe(clip.read_bytes())
+        assert tdc("encode", video, "-o", out, "--model", model_dir).code == 0
+    one, other = map(load_file, files)
+    assert all(one[name].equal(other[name]) for name in one)
+    pipe(clip.read_bytes())
+    done = tdc("segment", "-", "--plot", tmp_path / "plot.png", "--end", 2)
+    assert done.code == 0 and (tmp_path / "plot.png").stat().st_size > 0
+
+
+@pytest.mark.slow
 def test_sound_on_the_standard_input(tdc, clip, tmp_path, model_dir, pipe):
     sound = write_clip(tmp_path / "a.wav", video=False, audio=tone(2), audio_codec="pcm_s16le")
     files = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
@@ -125,7 +135,9 @@ def test_a_bad_standard_input(tdc, clip, tmp_path, pipe, monkeypatch):
     pipe(clip.read_bytes()[:3000])
     assert "the standard input was cut off" in tdc("segment", "-").refused()
     line = tdc("chat", "-").refused()
-    assert "cannot be the video and questions at once; give the question after" in line
+    assert "cannot be the video and the questions at once; give the question after" in line
+    line = tdc("chat", clip, "--audio", "-").refused()
+    assert "cannot be the sound and the questions at once" in line
     out = tmp_path / "c.safetensors"
     line = tdc("encode", "-", "-o", out, "--audio", "-").refused()
     assert "cannot be the video and the sound at once; give one of them as a file" in line

@@ -50,6 +50,7 @@ def urls(data: bytes) -> dict[str, object]:
         "escaped base64": "data:video/mp4;base64," + quote(text, safe=""),
         "escaped": "data:video/mp4," + quote(data, safe=""),
         "base64": Base64(text),
+        "plain base64": text,
         "bytes": data,
         "bytearray": bytearray(data),
         "memoryview": memoryview(data + data)[: len(data)],
@@ -83,7 +84,8 @@ def test_paths_and_file_urls(clip):
         assert local(named, "video").path == str(clip)
     assert local(uri.replace("file://", "FILE:"), "video").path == str(clip)
     assert local({"path": str(clip), "bytes": None}, "video").path == str(clip)
-    assert local("a:b.mp4", "video").path == "a:b.mp4"
+    for name in ("a:b.mp4", "c" * 99, "/" + "folder/" * 20 + "name", "d" * 120 + ".mp4"):
+        assert local(name, "video").path == name
     array = object()
     assert local(array, "video") is array
 
@@ -114,7 +116,7 @@ def test_a_file_object_stays_open_where_it_was(clip):
         ("data:video/mp4;base64,AAAAA", "is no base64"),
         ("data:video/mp4", "expected data:video/...;base64,"),
         (Base64("é"), "is no base64"),
-        ("A" * 5000, "is no path; base64 goes into a URL"),
+        ("A-b." * 2000, "is no path; base64 goes into a URL"),
         (io.StringIO("text"), "comes as text; open the file in binary mode"),
         ({"bytes": None}, "expected a dict with bytes or path"),
     ],
@@ -136,6 +138,9 @@ def test_errors_name_the_label_and_leave_nothing():
     with pytest.raises(InputError) as caught, opened(b"no film", "video") as file:
         read_video(file)
     assert str(caught.value) == "not a video: the given video is a text"
+    with opened(b"no film", "video") as file:
+        pass
+    assert file._file.closed
     with pytest.raises(InputError, match="the given video is empty"):
         local(b"", "video").scan()
 
@@ -156,7 +161,7 @@ def test_without_proc_the_file_has_a_name_and_loses_it(temporary, monkeypatch):
     assert file.path == str(only) and only.read_bytes() == b"123"
     file.close()
     assert not only.exists()
-    with pytest.raises(InputError, match="is no base64"):
+    with pytest.raises(InputError, match="is no base64") as caught:
         local(Base64("?"), "video")
-    del file
+    assert caught.value.__traceback__ and not list(temporary.iterdir())
     local(b"123", "video")  # nobody holds it

@@ -81,7 +81,7 @@ def test_a_picture_is_upright_as_a_file_and_as_an_object():
     ("video", "message"),
     [
         (FRAMES.astype(np.float32), None),
-        (FRAMES.astype(np.float32) + 0.5, r"video holds floats of .*; expected \[0, 1\], or uint8"),
+        (FRAMES * 0.9, r"video holds floats of .*; expected \[0, 1\], or uint8"),
         (FRAMES / 127.5 - 1, "video holds floats of -1 to 1; expected"),
         (np.full((1, 5, 5, 3), np.nan), "video holds floats of nan to nan"),
         (FRAMES.astype(np.int64), r"video is int64 \[3, 6, 8, 3\]; expected uint8 \[T, H, W, 3\]"),

@@ -95,6 +95,12 @@ def test_the_processor_takes_them_as_well(processor, files):
     assert batch["media_frames"].tolist() == [2, 2]
 
 
+def test_a_template_does_not_see_the_bytes(processor):
+    part = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}, "detail": None}
+    messages = [{"role": "user", "content": [part]}]
+    assert "AAAA" not in processor.apply_chat_template(messages, "{{ messages }}")
+
+
 @pytest.mark.parametrize("scheme", ["http", "https", "ftp", "s3", "rtsp"])
 def test_nothing_is_fetched(processor, scheme):
     url = f"{scheme}://example.org/v.mp4"

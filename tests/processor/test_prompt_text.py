@@ -8,6 +8,7 @@ import pickle
 import pytest
 from toy import toy_config, toy_model, toy_processor, toy_video
 
+from tdc import InputError
 from tdc.config import MEDIA_TOKEN_ID
 from tdc.lvcot import answer_long_video
 from tdc.processor.prompt_text import Prompt
@@ -117,3 +118,21 @@ def test_a_thought_that_holds_a_mark_is_text(monkeypatch):
     answer_long_video(model, processor, toy_video(8), "Who?", 2, audio=False, max_new_tokens=2)
     final = processor.prompt_ids(prompts[-1])
     assert final.count(MEDIA_TOKEN_ID) == 1 and holds(final, spelled(f"see {TYPED}"))
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
+        ("{{ messages[0].content.a.b }}", "has no attribute 'a'"),
+        ("{{ messages[0].content + 1 }}", "can only concatenate str"),
+        ("{% if %}", "Expected an expression"),
+    ],
+)
+def test_what_a_template_refuses_is_one_line(processor, template, message):
+    said = [{"role": "user", "content": "who?"}]
+    with pytest.raises(InputError, match="the chat template does not take these") as caught:
+        processor.apply_chat_template(said, template)
+    assert message in str(caught.value)
+    with pytest.raises(InputError, match="the chat template does not take these"):
+        processor.apply_chat_template(said, add_generation_prompt=True, continue_final_message=True)

@@ -51,7 +51,12 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+SLOWER = ("beside messages", "keyword", "videos_kwargs")
+
+
+@pytest.mark.parametrize(
+    "way", [pytest.param(way, marks=pytest.mark.slow) if way in SLOWER else way for way in WAYS]
+)
 def test_every_way_takes_every_option(processor, clip, way):
     def made(**options):
         inputs = WAYS[way](processor, clip, **options)
@@ -158,8 +163,24 @@ def test_frames_beyond_the_budget_are_said(clip, caplog):
 # --- what the model makes of it ---
 
 
-@pytest.mark.parametrize("alignment", ["time", "release"])
-@pytest.mark.parametrize("options", [{}, {"fps": 2}, {"fps": 0.5}, {"num_frames": 2}])
+@pytest.mark.parametrize(
+    ("alignment", "options"),
+    [
+        ("time", {}),
+        ("release", {"fps": 2}),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("release", {}),
+                ("time", {"fps": 2}),
+                ("time", {"fps": 0.5}),
+                ("release", {"fps": 0.5}),
+                ("time", {"num_frames": 2}),
+                ("release", {"num_frames": 2}),
+            )
+        ),
+    ],
+)
 def test_a_part_of_a_video_is_like_a_video_of_its_own(clip, alignment, options):
     config = toy_config(audio_alignment=alignment)
     model, processor = toy_model(config), toy_processor(config)

@@ -7,6 +7,7 @@ import json
 import logging
 
 import pytest
+from clips import write_clip
 from toy import toy_processor, toy_video
 from train_samples import calm_config, record, write_list
 
@@ -171,3 +172,17 @@ def test_the_batch_has_the_part_that_was_asked_for():
     assert inputs["frame_times"].tolist() == [2, 4] and inputs["media_spans"].tolist() == [[2, 6]]
     limited = Collator(toy_processor(config), max_frames=3)([{**clip, "max_frames": 5}])
     assert len(limited["features"].inputs["frame_times"]) == 3
+
+
+def test_a_part_of_a_file_is_not_what_the_store_has(tmp_path):
+    class Store:
+        def key(self, *_):
+            raise AssertionError("an entry of the whole file")
+
+    path = write_clip(tmp_path / "a.mp4", frames=6, fps=2, size=(16, 16))
+    collate = Collator(toy_processor(calm_config()), store=Store())
+    clip = {"video": str(path), "question": "What?", "answer": "A dog."}
+    batch = collate([{**clip, "start": 1}])
+    assert batch["features"].inputs["frame_times"].tolist() == [1, 2]
+    with pytest.raises(AssertionError):
+        collate([clip])
