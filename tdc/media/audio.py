@@ -76,7 +76,8 @@ def read_audio(
     if channel not in ("mix", "first"):
         raise InputError(f'channel: got {channel!r}, expected "mix" or "first"')
     check_range(start, end)
-    file, name, tried = MediaFile.of(path), os.fspath(path), 0
+    file, tried = MediaFile.of(path), 0
+    name = str(file)
     while True:
         with open_media(path, "audio") as container:
             stream, left = _choose(container, name, tried)

@@ -9,7 +9,7 @@ import os
 import re
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, shown
 from . import pyav as av
 
 # What a path may be opened as: containers and raw streams that hold all they show. FFmpeg's other
@@ -23,6 +23,7 @@ _FORMATS = (
     "loas,mpc,mpc8,oma,qcp,shn,tak,tta,wv,dsf,iff,gsm,xwma,"
     "png_pipe,jpeg_pipe,jpegls_pipe,jpegxl_pipe,j2k_pipe,webp_pipe,bmp_pipe,tiff_pipe,gif_pipe"
 )
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 # How playlists and session descriptions begin, after blanks and in small letters.
 _PLAYLISTS = (b"#extm3u", b"ffconcat", b"[playlist]", b"v=0")
 _XML_PLAYLISTS = (b"<mpd", b"<playlist", b"<smoothstreamingmedia", b"<assetmap", b"<asx", b"<smil")
@@ -59,9 +60,20 @@ def check_file(name: str, wanted: str) -> None:
     if os.path.isdir(name):
         raise InputError(f"{name} is a directory, expected {wanted}")
     if not os.path.exists(name):
+        check_address(name)
         raise InputError(f"no such file: {name}")
     if not os.path.isfile(name):  # opening a pipe would wait for a writer
         raise InputError(f"{name} is a pipe or a device, expected a file")
+
+
+def check_address(name: str) -> None:
+    """Raise `InputError` if `name` is an address on a network and no file."""
+    scheme = _SCHEME.match(name)
+    if scheme and not os.path.exists(name):
+        raise InputError(
+            f"{shown(name)}: this library fetches nothing by {scheme[1].lower()}; download it and "
+            "give the file"
+        )
 
 
 def _why_not_opened(name: str, wanted: str, error: OSError) -> str:

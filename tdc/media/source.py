@@ -18,12 +18,12 @@ from typing import IO, Any
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from ..errors import InputError, shown
+from .container import check_address
 from .media_file import MediaFile
 
 MOST_BYTES = 2**34  # 16 GiB in a temporary file
 _LONGEST_PATH = 4096  # characters
 _STEP = 2**20  # characters of base64 or bytes at a time
-_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 _BASE64_TEXT = re.compile(r"[A-Za-z0-9+/\s]+[=\s]*")
 _BASE64 = re.compile("[A-Za-z0-9+/]*")
 _BASE64_TABLE = str.maketrans("-_", "+/", " \t\r\n\f\v")
@@ -174,12 +174,7 @@ def _path(text: str, what: str) -> str:
         if rest.startswith("//"):
             rest = rest[2 + len(host) :]
         return unquote(rest, errors="surrogateescape")
-    scheme = _SCHEME.match(text)
-    if scheme and not os.path.exists(text):
-        raise InputError(
-            f"{what} {shown(text)}: this library fetches nothing by {scheme[1].lower()}; download "
-            "it and give the file"
-        )
+    check_address(text)
     if len(text) > _LONGEST_PATH:
         raise InputError(
             f"{what} {shown(text)} is no path; base64 goes into a URL, data:{what}/...;base64,..."

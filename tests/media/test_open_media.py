@@ -153,3 +153,9 @@ def test_sound_files_people_have(tmp_path: Path, name: str) -> None:
         out.mux(stream.encode(frame))
         out.mux(stream.encode())
     assert len(read_audio(path)) == pytest.approx(16000, abs=1600)
+
+
+@pytest.mark.parametrize("read", [read_video, read_audio, read_image, probe])
+def test_addresses_are_refused(read):
+    with pytest.raises(InputError, match=r"this library fetches nothing by https; download it"):
+        read("https://example.org/v.mp4")
