@@ -81,7 +81,8 @@ class Draw:
 
 def frame_similarity(draw: Draw) -> dict[str, Any]:
     frames, cu = draw.videos()
-    inner = [draw.among(*WIDTHS) for _ in range(draw.number(1, 2))]
+    # One value a frame has similarities of 1 and -1, and nothing but rounding for a gradient.
+    inner = [draw.among(*WIDTHS[1:]) for _ in range(draw.number(1, 2))]
     x = draw.floats(frames, *inner, dtype=draw.among(*DTYPES))
     return {"features": x, "cu_frames": cu}
 

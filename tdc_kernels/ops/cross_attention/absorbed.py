@@ -40,6 +40,8 @@ def cross_attention(
 ) -> torch.Tensor:
     rows, queries, width = query.shape
     dim = width // num_heads
+    if queries == 0:
+        return query.clone()
     acc = torch.float64 if query.dtype == torch.float64 else torch.float32
 
     def by_head(weight: torch.Tensor) -> torch.Tensor:
