@@ -89,7 +89,7 @@ def cross_attention(
         if b_value is not None:
             out = out + (b_value if seen is None else torch.where(seen, b_value, 0))
         parts.append(out.to(query.dtype))
-    result = torch.cat(parts) if parts else query.new_zeros(query.shape)
+    result = torch.cat(parts) if parts else query.clone()
     if b_key is not None and b_key.requires_grad:  # a gradient of zero, not none
         result = result + torch.where(torch.zeros_like(b_key, dtype=torch.bool), b_key, 0)
     return result
