@@ -56,18 +56,13 @@ def numbers(name: str, x: torch.Tensor, low: int, high: int) -> None:
         raise ValueError(f"{name}: expected {expected}, got {least} to {most}")
 
 
-def integers(
-    name: str, x: Any, shape: str, device: torch.device, most: int | None = None
-) -> torch.Tensor:
-    """``x``, which must be a 1-D int32 or int64 tensor on ``device``, without gaps in memory; its
-    numbers from 0 to ``most``, if given."""
+def integers(name: str, x: Any, shape: str, device: torch.device) -> torch.Tensor:
+    """``x``, which must be a 1-D int32 or int64 tensor on ``device``, without gaps in memory."""
     if not isinstance(x, torch.Tensor) or x.dtype not in _INTS:
         raise TypeError(f"{name}: expected an int32 or int64 tensor {shape}, got {describe(x)}")
     if x.ndim != 1:
         raise ValueError(f"{name}: expected shape {shape}, got {describe(x)}")
     same_device(name, x, device)
-    if most is not None:
-        numbers(name, x, 0, most)
     return x.contiguous()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 
@@ -39,10 +40,11 @@ class ContextPlan:
 
     def to(self, device: torch.device | str) -> ContextPlan:
         """The plan with all its tensors on ``device``, by one copy."""
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        tensors: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         names = [name for name, x in tensors.items() if isinstance(x, torch.Tensor)]
         moved = copied([tensors[name] for name in names], torch.device(device))
-        return replace(self, **dict(zip(names, moved, strict=True)))
+        new: dict[str, Any] = dict(zip(names, moved, strict=True))
+        return replace(self, **new)
 
     @property
     def total_tokens(self) -> int:

@@ -174,7 +174,7 @@ void gradient(const Tensor& grad, const Asking& asking, Tensor& out) {
 Tensor anchor_queries(Tensor tokens, int64_t num_queries, std::optional<Tensor> index,
                       std::optional<ScalarType> dtype) {
   STD_TORCH_CHECK(tokens.dim() == 3 && tokens.size(1) >= 1, "tokens: expected [F, L, D], L >= 1");
-  STD_TORCH_CHECK(tokens.size(2) <= 1 || tokens.stride(2) == 1, "tokens: expected dense rows");
+  STD_TORCH_CHECK(tokens.numel() == 0 || tokens.size(2) <= 1 || tokens.stride(2) == 1, "tokens: expected dense rows");
   STD_TORCH_CHECK(num_queries >= 1, "num_queries: expected at least 1, got ", num_queries);
   const auto frames = frames_of(index, tokens.size(0));
   const ScalarType type = dtype.value_or(tokens.scalar_type());

@@ -253,7 +253,7 @@ dim3 grid_of(int64_t rows, int64_t width, int vector) {
 Tensor anchor_queries(Tensor tokens, int64_t num_queries, std::optional<Tensor> index,
                       std::optional<ScalarType> dtype) {
   STD_TORCH_CHECK(tokens.dim() == 3 && tokens.size(1) >= 1, "tokens: expected [F, L, D], L >= 1");
-  STD_TORCH_CHECK((tokens.size(2) <= 1 || tokens.stride(2) == 1),
+  STD_TORCH_CHECK((tokens.numel() == 0 || tokens.size(2) <= 1 || tokens.stride(2) == 1),
                   "tokens: expected dense rows");
   const OnDevice device(tokens);
   if (index) index = torch::stable::contiguous(*index);

@@ -75,7 +75,7 @@ std::span<const T> vector_view(const Tensor& x, const char* name) {
 
 // A matrix whose rows are dense: stride 1 along dimension 1.
 inline void check_rows(const Tensor& x, const char* name) {
-  STD_TORCH_CHECK(x.dim() == 2 && (x.size(1) <= 1 || x.stride(1) == 1), name,
+  STD_TORCH_CHECK(x.dim() == 2 && (x.numel() == 0 || x.size(1) <= 1 || x.stride(1) == 1), name,
                   ": expected two dimensions and dense rows");
 }
 

@@ -70,7 +70,7 @@ inline void check(const Arguments& a) {
   }
 }
 
-// For the build that reads weights as they are.
+// Of all but the tokens, which are converted as they are read.
 inline void check_one_dtype(const Arguments& a) {
   const ScalarType type = a.query.scalar_type();
   STD_TORCH_CHECK(a.w_key.scalar_type() == type && a.w_value.scalar_type() == type &&

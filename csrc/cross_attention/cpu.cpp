@@ -57,6 +57,7 @@ Tensor cross_attention(Tensor query, Tensor visual, std::optional<Tensor> audio,
                        std::optional<Tensor> w_value_audio, bool absorb) {
   const Arguments a{query, visual, audio, w_key, w_value, b_value, heads, index, visual_lengths,
                     audio_lengths, mask, w_key_audio, w_value_audio};
+  check_one_dtype(a);
   return query.scalar_type() == ScalarType::Double ? run<double>(a, absorb) : run<float>(a, absorb);
 }
 

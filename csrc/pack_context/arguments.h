@@ -10,7 +10,8 @@ namespace tdc::packing {
 
 inline void check_compressed(const Tensor& x, int64_t width, ScalarType type) {
   STD_TORCH_CHECK(x.scalar_type() == type, "compressed: unexpected dtype");
-  STD_TORCH_CHECK(x.dim() == 3 && x.size(2) == width && (width <= 1 || x.stride(2) == 1),
+  STD_TORCH_CHECK(x.dim() == 3 && x.size(2) == width &&
+                      (x.numel() == 0 || width <= 1 || x.stride(2) == 1),
                   "compressed: expected [M, K, D] with dense rows");
 }
 

@@ -13,7 +13,7 @@ def dense(name: str, x: torch.Tensor, shape: str, ndim: int, like: torch.Tensor)
     """Floating, on the device of ``like``, without gaps along the last dimension."""
     _checks.floating(name, x, shape, ndim=ndim)
     _checks.same_device(name, x, like.device)
-    if x.shape[-1] > 1 and x.stride(-1) != 1:
+    if x.numel() > 0 and x.shape[-1] > 1 and x.stride(-1) != 1:
         raise ValueError(f"{name}: expected {shape} with dense rows, got strides {x.stride()}")
 
 

@@ -293,7 +293,7 @@ def test_native_refuses_frames_that_are_not_there(frame):
     index = torch.tensor([0, frame])
     message = f"index: expected frame numbers from 0 to 4, got {frame}"
     with pytest.raises(RuntimeError, match=message):
-        anchor_queries(tokens, 2, index=index, backend="native")
+        registry.entry(OP, "native").handle(tokens, 2, index)
     backward = registry.entry(OP, "native").backward
     with pytest.raises(RuntimeError, match=message):
         backward(torch.ones(2, 2, 2), 5, 3, index, torch.float32)

@@ -118,6 +118,65 @@ def test_missing_or_broken_library_says_so(tmp_path, content, reason):
     assert re.search(reason, library.why_not())
 
 
+@pytest.mark.parametrize(
+    ("built", "capability", "reason"),
+    [
+        ("80 90a 100a", (9, 0), None),
+        ("80 90a 100a", (8, 9), None),
+        ("80 90a 100a", (12, 1), None),  # by the PTX of the first
+        ("80 90a 100a", (7, 5), "built for sm_80, sm_90a, sm_100a, not for compute capability 7.5"),
+        ("90a", (9, 0), None),
+        ("90a", (10, 0), "built for sm_90a, not for compute capability 10.0"),
+        ("90a 80", (12, 0), "built for sm_90a, sm_80, not for compute capability 12.0"),
+        ("100f", (10, 3), None),
+        ("100f", (11, 0), "built for sm_100f, not for compute capability 11.0"),
+    ],
+)
+def test_devices_that_the_cuda_library_is_not_for(monkeypatch, built, capability, reason):
+    fake_cuda(monkeypatch, 13000, {"cuda_runtime": "13.0", "cuda_archs": built}, capability)
+    said = native.requires_cuda("cuda:0")
+    assert said is None if reason is None else reason in said
+
+
+@pytest.mark.parametrize(
+    ("driver", "reason"),
+    [(13010, None), (13000, None), (12080, "built with CUDA 13.0, this driver is for CUDA 12.8")],
+)
+def test_driver_older_than_the_cuda_library(monkeypatch, driver, reason):
+    info = {"cuda_runtime": "13.0", "cuda_archs": "80"}
+    fake_cuda(monkeypatch, driver, info, (9, 0))
+    said = native.requires_cuda("cuda")
+    assert said is None if reason is None else reason in said
+    rows = [r for r in registry.table("cuda") if r.backend == "cuda"]
+    assert all(r.available == (reason is None) and (reason or "") in r.reason for r in rows)
+
+
+def test_each_device_is_asked_for_itself(monkeypatch):
+    """And what runs there is the next backend."""
+    info = {"cuda_runtime": "13.0", "cuda_archs": "90a"}
+    fake_cuda(monkeypatch, 13000, info, {0: (9, 0), 1: (8, 0)})
+    monkeypatch.setattr(registry, "_AVAILABLE", {})
+    assert registry._available("anchor_queries", "cuda:0")[0] == "cuda"
+    assert registry._available("anchor_queries", "cuda:1")[0] in ("triton", "reference")
+
+
+def test_no_device_is_a_reason(monkeypatch):
+    fake_cuda(monkeypatch, 0, {"cuda_runtime": "13.0", "cuda_archs": "80"}, None)
+    assert native.requires_cuda("cuda") == "no NVIDIA driver"
+
+
+def fake_cuda(monkeypatch, driver, info, capability):
+    def get(index):
+        if capability is None:
+            raise RuntimeError("no NVIDIA driver\nand more")
+        return capability[index] if isinstance(capability, dict) else capability
+
+    monkeypatch.setattr(native.CUDA, "why_not", lambda: None)
+    monkeypatch.setattr(native, "build_info", lambda: info)
+    monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: driver, raising=False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", get)
+
+
 def build(source: Path, **env: str) -> subprocess.CompletedProcess[str]:
     """Runs setup.py as an install does."""
     return subprocess.run(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import samples
@@ -110,6 +111,24 @@ def test_compiles_once_for_all_lengths(op, packed):
     compiles_once(op, packed, "aot_eager", (2, 1, 4))
 
 
+@pytest.mark.parametrize(
+    ("op", "varied"), [("scene_boundaries", "number"), ("segment_scenes", "limit")]
+)
+@pytest.mark.parametrize("cu", [None, torch.tensor([0, 7, 7, 20])], ids=["single", "packed"])
+def test_varying_numbers_compile_a_few_graphs(op, varied, cu):
+    """Thirty numbers of boundaries or thresholds, without an end at the limit of compilations."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    function = samples.public(op)
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    x = torch.randn(20, 6) if op == "segment_scenes" else torch.randn(19)
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for n in range(30):
+            more = (n, cu, None) if varied == "number" else (5, cu, n / 10 - 1.45)
+            torch.testing.assert_close(compiled(x, *more), function(x, *more), rtol=0, atol=0)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 4  # 0, 1, another, any
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("op", ["anchor_queries", "scene_boundaries"])
 def test_inductor(op):
@@ -140,9 +159,9 @@ def test_cuda_graph(op, backend, packed):
 class Module(torch.nn.Module):
     """An op as torch.export wants it; what is no tensor is fixed."""
 
-    def __init__(self, op, args):
+    def __init__(self, op, args, backend):
         super().__init__()
-        self.function = samples.public(op)
+        self.function = partial(samples.public(op), backend=backend)
         self.args = args
 
     def forward(self, *tensors):
@@ -151,16 +170,17 @@ class Module(torch.nn.Module):
         return self.function(*args)
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize(("op", "backend"), COMPILED)
 @both
-def test_export(op, packed):
+def test_export(op, backend, packed):
     args = samples.arguments(op, 1, packed)
     tensors = tuple(a for a in args if isinstance(a, torch.Tensor))
-    module = Module(op, args)
+    module = Module(op, args, backend)
     exported = torch.export.export(module, tensors)
     torch.testing.assert_close(exported.module()(*tensors), module(*tensors))
     names = {str(n.target) for n in exported.graph.nodes if n.op == "call_function"}
-    assert any(op in name for name in names)  # the op itself, not its pieces
+    if registry.entry(op, backend).opaque:
+        assert f"tdc_{backend}.{op}.default" in names  # the op itself, not its pieces
 
 
 @pytest.mark.parametrize("op", [op for op in OPS if op != "scene_boundaries"])

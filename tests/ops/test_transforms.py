@@ -18,6 +18,9 @@ OPAQUE = [
 ]
 
 
+TORCH = ("cross_attention", "torch")
+
+
 def loss_of(op, backend=None, linear=False):
     """A loss of the op's floating arguments, and these."""
     args = samples.arguments(op, 1, packed=True)
@@ -66,11 +69,11 @@ def vjp(loss, tensors, along):
 ways = pytest.mark.parametrize("way", [jvp, of_rows, dual, grad, vjp])
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize(("op", "backend"), [*((op, None) for op in OPS), TORCH])
 @ways
-def test_derivative_along(op, way):
+def test_derivative_along(op, backend, way):
     """As ``backward()`` of the backend that is chosen there says."""
-    loss, tensors = loss_of(op)
+    loss, tensors = loss_of(op, backend)
     along = [torch.randn_like(x) for x in tensors]
     leaves = [x.clone().requires_grad_() for x in tensors]
     grads = torch.autograd.grad(loss(*leaves), leaves)
@@ -106,3 +109,33 @@ def test_second_derivative_says_so(op, backend):
     torch.testing.assert_close(grads, torch.autograd.grad(loss(*leaves), leaves))
     with pytest.raises(RuntimeError, match=f"^{op}: this backend differentiates once"):
         (total + sum(g.square().sum() for g in grads)).backward()
+
+
+@pytest.mark.parametrize(("op", "backend"), [*((op, None) for op in OPS), TORCH])
+@pytest.mark.parametrize("jacobian", [torch.func.jacrev, torch.func.jacfwd])
+def test_jacobian(op, backend, jacobian):
+    loss, tensors = loss_of(op, backend)
+    two = torch.tensor([1.0, -2.0])
+    found = jacobian(lambda x: loss(x, *tensors[1:]) * two)(tensors[0])
+    leaf = tensors[0].clone().requires_grad_()
+    (wanted,) = torch.autograd.grad(loss(leaf, *tensors[1:]), leaf)
+    torch.testing.assert_close(found, two.view(2, *[1] * leaf.ndim) * wanted, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("op", "backend"), OPAQUE)
+@pytest.mark.parametrize("wanted", ["tangent", "gradient", "func"])
+def test_operator_alone_has_no_derivative(op, backend, wanted):
+    """Past the public function: an error, where PyTorch would give zeros."""
+    args = samples.operator_arguments(op, 1, packed=True)
+    handle, x = registry.entry(op, backend).handle, args[0]
+    message = f"^tdc_{backend}::{op}: the operator alone has no derivative, tdc_kernels.{op} has"
+    with pytest.raises(RuntimeError, match=message):
+        if wanted == "tangent":
+            with forward_ad.dual_level():
+                handle(forward_ad.make_dual(x, torch.ones_like(x)), *args[1:])
+        elif wanted == "gradient":
+            handle(x.clone().requires_grad_(), *args[1:])
+        else:
+            torch.func.jvp(lambda x: handle(x, *args[1:]), (x,), (torch.ones_like(x),))
+    with torch.no_grad():
+        handle(x.clone().requires_grad_(), *args[1:])

@@ -119,7 +119,8 @@ def anchor_queries(
     if tokens.shape[1] < 1:
         raise ValueError(f"tokens: expected [F, L, D] with L >= 1, got {_checks.describe(tokens)}")
     if index is not None:
-        index = _checks.integers("index", index, "[A]", tokens.device, tokens.shape[0] - 1)
+        index = _checks.integers("index", index, "[A]", tokens.device)
+        _checks.numbers("index", index, 0, tokens.shape[0] - 1)
     if weight is None:
         if bias is not None:
             raise ValueError("bias: expected None without weight, got a tensor")

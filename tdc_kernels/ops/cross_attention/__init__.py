@@ -11,7 +11,7 @@ from tdc_kernels import _checks, registry
 from tdc_kernels.ops.autocast import autocast_dtype, without_autocast
 from tdc_kernels.ops.backends import implement_fused
 from tdc_kernels.ops.cross_attention import absorbed, backward, projected, reference, strategy
-from tdc_kernels.ops.cross_attention.checks import check, check_rows
+from tdc_kernels.ops.cross_attention.checks import check, check_numbers, check_rows
 from tdc_kernels.ops.once import once
 
 OP = "cross_attention"
@@ -152,6 +152,7 @@ def cross_attention(
     of_audio = (w_key_audio, w_value_audio)
     check(query, visual, audio, *weights, num_heads, *of_audio)
     check_rows(query, visual, audio, index, visual_lengths, audio_lengths, mask)
+    check_numbers(visual, audio, index, visual_lengths, audio_lengths)
     device = query.device.type
     dtype = autocast_dtype(device)
     args = (query, visual, audio, *weights, num_heads, index, visual_lengths, audio_lengths, mask)

@@ -40,6 +40,8 @@ def cross_attention(
 ) -> torch.Tensor:
     rows, queries, width = query.shape
     dim = width // num_heads
+    if queries == 0:
+        return query.clone()
     acc = torch.float64 if query.dtype == torch.float64 else torch.float32
 
     def by_head(weight: torch.Tensor) -> torch.Tensor:
@@ -87,7 +89,7 @@ def cross_attention(
         if b_value is not None:
             out = out + (b_value if seen is None else torch.where(seen, b_value, 0))
         parts.append(out.to(query.dtype))
-    result = torch.cat(parts) if parts else query.new_zeros(query.shape)
+    result = torch.cat(parts) if parts else query.clone()
     if b_key is not None and b_key.requires_grad:  # a gradient of zero, not none
         result = result + torch.where(torch.zeros_like(b_key, dtype=torch.bool), b_key, 0)
     return result

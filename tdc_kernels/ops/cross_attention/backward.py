@@ -92,7 +92,8 @@ def backward(
     hidden = hidden_tokens(visual, audio, visual_lengths, audio_lengths, mask)
     grad_query = query.new_zeros(query.shape)
     grad_bias = query.new_zeros(query.shape[2], dtype=acc)
-    for rows, frames, place in chunks(index, query.shape[0]):
+    rows_with_queries = query.shape[0] if query.numel() > 0 else 0
+    for rows, frames, place in chunks(index, rows_with_queries):
         chunk = gather(grad, query, num_heads, sources, hidden, acc, rows, frames, place)
         step = absorb_chunk if absorb else project_chunk
         found, of_tokens = step(chunk, sources)
@@ -134,7 +135,7 @@ def chunks(
             every = slice(start, start + CHUNK)  # views, no copies
             yield every, every, None
         return
-    frames, place = index.unique(return_inverse=True)
+    frames, place = index[:rows].unique(return_inverse=True)
     for start in range(0, frames.shape[0], CHUNK):
         inside = (place >= start) & (place < start + CHUNK)
         mine = inside.nonzero().squeeze(1)

@@ -52,16 +52,13 @@ def check_rows(query, visual, audio, index, visual_lengths, audio_lengths, mask)
     if index is None:
         _checks.shape("query", query, 0, visual.shape[0], "visual's F, as index is None")
     else:
-        _checks.integers("index", index, "[M]", query.device, visual.shape[0] - 1)
+        _checks.integers("index", index, "[M]", query.device)
         _checks.shape("index", index, 0, query.shape[0], "query's M")
     if audio is None and audio_lengths is not None:
         raise ValueError("audio_lengths: expected None without audio, got a tensor")
-    for name, lengths, tokens in (
-        ("visual_lengths", visual_lengths, visual),
-        ("audio_lengths", audio_lengths, audio),
-    ):
+    for name, lengths in (("visual_lengths", visual_lengths), ("audio_lengths", audio_lengths)):
         if lengths is not None:
-            _checks.integers(name, lengths, "[F]", query.device, tokens.shape[1])
+            _checks.integers(name, lengths, "[F]", query.device)
             _checks.shape(name, lengths, 0, visual.shape[0], "visual's F")
     if mask is not None:
         if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool or mask.ndim != 2:
@@ -72,3 +69,13 @@ def check_rows(query, visual, audio, index, visual_lengths, audio_lengths, mask)
         _checks.shape("mask", mask, 0, visual.shape[0], "visual's F")
         _checks.shape("mask", mask, 1, tokens, "visual's Nv plus audio's Na")
         _checks.same_device("mask", mask, query.device)
+
+
+def check_numbers(visual, audio, index, visual_lengths, audio_lengths) -> None:
+    """What can be known of frame numbers and lengths without waiting for a GPU."""
+    if index is not None:
+        _checks.numbers("index", index, 0, visual.shape[0] - 1)
+    if visual_lengths is not None:
+        _checks.numbers("visual_lengths", visual_lengths, 0, visual.shape[1])
+    if audio_lengths is not None:
+        _checks.numbers("audio_lengths", audio_lengths, 0, audio.shape[1])

@@ -113,11 +113,15 @@ def frame_totals(partial, t, frames, tiles, BLOCK: tl.constexpr, ACC: tl.constex
 
 
 @triton.jit
+def clamped_root(square):
+    # Of the type of the sums: a bare number is rounded to fp32 first.
+    eps = tl.full(square.shape, EPS, square.dtype)
+    return tl.maximum(tl.sqrt(square), eps, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
 def cosine(dot, before, square):
-    norms = tl.maximum(tl.sqrt(before), EPS, propagate_nan=tl.PropagateNan.ALL) * tl.maximum(
-        tl.sqrt(square), EPS, propagate_nan=tl.PropagateNan.ALL
-    )
-    return dot / norms
+    return dot / (clamped_root(before) * clamped_root(square))
 
 
 @triton.jit

@@ -26,7 +26,8 @@ def root(square):
 @triton.jit
 def inverse(norm):
     """1 / max(norm, eps); a NaN stays one."""
-    norm = tl.where(norm < EPS, EPS, norm)
+    eps = tl.full(norm.shape, EPS, norm.dtype)  # a bare number is rounded to fp32 first
+    norm = tl.where(norm < eps, eps, norm)
     if norm.dtype == tl.float64:
         return 1.0 / norm
     else:

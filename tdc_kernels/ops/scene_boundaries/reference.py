@@ -66,7 +66,7 @@ def single_video(
 
 
 def below(
-    threshold: float,
+    threshold: float | None,
     boundaries: torch.Tensor,
     similarity: torch.Tensor,
     frames: int,
@@ -74,9 +74,11 @@ def below(
 ) -> torch.Tensor:
     """The boundaries [B, S] whose similarity is below the threshold: of the S lowest pairs those
     remain that would have been found with it."""
-    start, lengths = 0, frames
+    start: torch.Tensor | int = 0
+    lengths: torch.Tensor | int = frames
     if cu_frames is not None:
         start, lengths = cu_frames[:-1, None], cu_frames.diff()[:, None]
+    assert threshold is not None
     value = similarity.masked_fill(similarity.isnan(), float("-inf"))
     value = torch.cat([value, value.new_zeros(1)])  # there may be no pair
     pair = (start + boundaries - 1).clamp(0, similarity.shape[0])
