@@ -163,6 +163,6 @@ def forget_positions(stream: Any) -> None:
 
     PyAV frees the list of channels in an unusual order twice (17 and 18), as in a film's MOV.
     """
-    context = stream.codec_context
-    if context.channels and not context.is_open:
-        context.layout = f"{context.channels} channels"
+    count = stream.codec_context.channels  # asked once: every time frees the list
+    if count:
+        stream.codec_context.layout = f"{count} channels"
