@@ -244,7 +244,9 @@ class _Track:
         if not parts:
             return
         wave, rate = np.concatenate(parts), self._form[-1]
-        wave = wave.mean(axis=1) if self.channel == "mix" else np.ascontiguousarray(wave[:, 0])
+        with np.errstate(invalid="ignore", over="ignore"):  # what is not finite: see `finite`
+            mix = self.channel == "mix"
+            wave = wave.mean(axis=1) if mix else np.ascontiguousarray(wave[:, 0])
         if rate != self.sample_rate:
             frame = av.AudioFrame.from_ndarray(wave[None], format="flt", layout="mono")
             frame.sample_rate = rate

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from clips import tone, write_clip
 
-SECONDS, MEMORY = 20.0, 4 * 2**30  # for a file of a few kB; bytes of address space
+SECONDS, MEMORY = 60.0, 4 * 2**30  # for a file of a few kB; bytes of address space
 _HEADER = 600  # bytes in which half of the damage is done: sizes, counts, tables
 _EDGES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 2**63 - 1)
 
@@ -194,12 +194,14 @@ def _serve() -> None:
     import logging
     import resource
     import traceback
+    import warnings
 
     from tdc.errors import InputError
     from tdc.media.audio import read_audio
     from tdc.media.video import probe, read_video
 
     logging.disable(logging.CRITICAL)
+    warnings.simplefilter("error")  # a user sees them
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     for line in sys.stdin:
         path, wrong = line.rstrip("\n"), []
