@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 # a larger jump is a hole (or an overlap) in the recording and moves what follows.
 _JUMP = 0.1
 
+# Hz. Less is damage, of which a few kB would become hours: whales are recorded at 200 and more.
+_LOWEST_RATE = 100
+
 
 @av.frees_on_error
 def has_audio(path: str | os.PathLike[str]) -> bool:
@@ -213,6 +216,8 @@ class _Track:
         form = (frame.format.name, frame.layout.name, frame.sample_rate)
         frame.pts = None  # the pieces keep the time
         try:
+            if frame.sample_rate < _LOWEST_RATE:
+                raise ValueError(f"{frame.sample_rate} Hz")
             if self.heard is None or form != self._form or abs(time - self.heard) > _JUMP:
                 self.flush()
                 self._pieces.append((round((time - self.zero) * self.sample_rate), []))

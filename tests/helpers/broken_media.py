@@ -108,7 +108,9 @@ def break_bytes(whole: bytes, dice: random.Random) -> bytes:
             first = len(data) - 1 - first
         first = max(0, min(first, len(data) - 1))
         length = dice.choice((1, 2, 4, 8, 64, 1000))
-        kind = dice.choice(("flip", "edge", "edge", "random", "zero", "cut", "double", "drop", "move"))
+        kind = dice.choice(
+            ("flip", "edge", "edge", "random", "zero", "cut", "double", "drop", "move")
+        )
         part = data[first : first + length]
         if kind == "flip":
             data[first] ^= 1 << dice.randrange(8)
