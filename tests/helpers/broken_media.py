@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Broken copies of media files in every container, and a process that reads them within limits.
 
-``PYTHONPATH=.:tests/helpers python tests/helpers/broken_media.py 3000 FOLDER`` breaks and reads that
+``PYTHONPATH=.:tests/helpers python tests/helpers/broken_media.py 3000 FOLDER`` breaks and reads so
 many files and keeps in FOLDER those that did anything but give a result or an `InputError`.
 """
 
