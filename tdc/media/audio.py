@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 # a larger jump is a hole (or an overlap) in the recording and moves what follows.
 _JUMP = 0.1
 
+# A jump ahead by more (s) is damage: silence is not made of it.
+_LONGEST_HOLE = 12 * 3600.0
+
 # Hz. Less is damage, of which a few kB would become hours: whales are recorded at 200 and more.
 _LOWEST_RATE = 100
 
@@ -210,9 +213,10 @@ class _Track:
 
     def add(self, frame: Any, tick: float) -> None:
         """Take the next decoded frame; `tick` (s) is the unit of its time stamp."""
-        time = self.heard if frame.pts is None else frame.pts * tick
-        if time is None:
-            time = self.zero
+        expected = self.zero if self.heard is None else self.heard
+        time = expected if frame.pts is None else frame.pts * tick
+        if time - expected > _LONGEST_HOLE:
+            time = expected
         form = (frame.format.name, frame.layout.name, frame.sample_rate)
         frame.pts = None  # the pieces keep the time
         try:
