@@ -30,6 +30,12 @@ logger = logging.getLogger(__name__)
 # a larger jump is a hole (or an overlap) in the recording and moves what follows.
 _JUMP = 0.1
 
+# A jump ahead by more (s) is damage: silence is not made of it.
+_LONGEST_HOLE = 12 * 3600.0
+
+# Hz. Less is damage, of which a few kB would become hours: whales are recorded at 200 and more.
+_LOWEST_RATE = 100
+
 
 @av.frees_on_error
 def has_audio(path: str | os.PathLike[str]) -> bool:
@@ -168,6 +174,7 @@ class _Track:
         self.heard: float | None = None  # time stamp (s) up to which sound was decoded
         self.damaged = 0
         self._pieces: list[tuple[int, list[np.ndarray]]] = []
+        self._waiting: list[np.ndarray] = []  # up to a second of floats [n, channels]
         self._floats: Any = None  # makes them of frames, at the sound's own rate
         self._resampler: Any = None  # of the mono sound, unless it has the rate already
         self._form: tuple[Any, ...] = ()
@@ -212,12 +219,15 @@ class _Track:
 
     def add(self, frame: Any, tick: float) -> None:
         """Take the next decoded frame; `tick` (s) is the unit of its time stamp."""
-        time = self.heard if frame.pts is None else frame.pts * tick
-        if time is None:
-            time = self.zero
+        expected = self.zero if self.heard is None else self.heard
+        time = expected if frame.pts is None else frame.pts * tick
+        if time - expected > _LONGEST_HOLE:
+            time = expected
         form = (frame.format.name, frame.layout.name, frame.sample_rate)
         frame.pts = None  # the pieces keep the time
         try:
+            if frame.sample_rate < _LOWEST_RATE:
+                raise ValueError(f"{frame.sample_rate} Hz")
             if self.heard is None or form != self._form or abs(time - self.heard) > _JUMP:
                 self.flush()
                 self._pieces.append((round((time - self.zero) * self.sample_rate), []))
@@ -225,29 +235,39 @@ class _Track:
             self._push(frame)
         except (av.error.FFmpegError, ValueError) as error:
             logger.debug("%s is not converted: %s", frame, error)
-            self._floats, self._resampler, self._form = None, None, ()
+            self._floats, self._resampler, self._waiting, self._form = None, None, [], ()
             self.damaged += 1
         else:
             self.heard += frame.samples / frame.sample_rate
 
     def flush(self) -> None:
         """Empty the resampler, which ends the piece."""
+        self._mix()
         if self._resampler is not None:
             self._pieces[-1][1].extend(part[:, 0] for part in self._resampler.convert(None))
         self._floats = self._resampler = None
 
     def _push(self, frame: Any) -> None:
-        """Mix before resampling: FFmpeg's own mix depends on the channels' places, and has none for
-        some pairs of them."""
         for part in self._floats.convert(frame):
-            mono = part.mean(axis=1) if self.channel == "mix" else part[:, 0].copy()
-            if frame.sample_rate != self.sample_rate:
-                mono = self._resample(mono, frame.sample_rate)
-            self._pieces[-1][1].append(mono)
+            self._waiting.append(part)
+        if sum(map(len, self._waiting)) >= frame.sample_rate:
+            self._mix()
 
-    def _resample(self, wave: np.ndarray, rate: int) -> np.ndarray:
-        frame = av.AudioFrame.from_ndarray(wave[None], format="flt", layout="mono")
-        frame.sample_rate = rate
-        if self._resampler is None:
-            self._resampler = av.Resampler(frame, self.sample_rate)
-        return np.concatenate([wave[:0], *(p[:, 0] for p in self._resampler.convert(frame))])
+    def _mix(self) -> None:
+        """Mix what waits, and then resample: FFmpeg's own mix depends on the channels' places."""
+        parts, self._waiting = self._waiting, []
+        if not parts:
+            return
+        wave, rate = np.concatenate(parts), self._form[-1]
+        with np.errstate(invalid="ignore", over="ignore"):  # what is not finite: see `finite`
+            mix = self.channel == "mix"
+            wave = wave.mean(axis=1) if mix else np.ascontiguousarray(wave[:, 0])
+        if rate != self.sample_rate:
+            frame = av.AudioFrame.from_ndarray(wave[None], format="flt", layout="mono")
+            frame.sample_rate = rate
+            if self._resampler is None:
+                self._resampler = av.Resampler(frame, self.sample_rate)
+            parts = [part[:, 0] for part in self._resampler.convert(frame)]
+        else:
+            parts = [wave]
+        self._pieces[-1][1].extend(parts)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import itertools
 import math
 import traceback
 from collections.abc import Callable
@@ -65,10 +66,11 @@ def display_matrix(frame: Any) -> list[float] | None:
 
     `frame.side_data` would tie the frame into a circle.
     """
-    from av.sidedata.sidedata import SideDataContainer
+    from av.sidedata import sidedata
 
+    container: Any = sidedata.SideDataContainer
     try:
-        data = SideDataContainer(frame).get("DISPLAYMATRIX")
+        data = container(frame).get("DISPLAYMATRIX")
     except ValueError:  # side data of a kind that this PyAV does not know: the angle is left
         angle = math.radians(frame.rotation)
         return [math.cos(angle), -math.sin(angle), math.sin(angle), math.cos(angle)]
@@ -134,7 +136,7 @@ class Resampler:
             ),
             graph.add("abuffersink"),
         ]
-        for source, target in zip(nodes, nodes[1:], strict=False):
+        for source, target in itertools.pairwise(nodes):
             source.link_to(target)
         graph.configure()
 
@@ -147,11 +149,11 @@ class Resampler:
         """Arrays float32 [n, channels] for the next frame, or for None, the end."""
         import av
 
-        parts = []
+        parts: list[np.ndarray] = []
         self._graph.push(frame)
         while True:
             try:
-                out = self._graph.pull()
+                out: Any = self._graph.pull()
             except (av.error.EOFError, av.error.BlockingIOError):
                 return parts
             if out.samples:
@@ -163,6 +165,6 @@ def forget_positions(stream: Any) -> None:
 
     PyAV frees the list of channels in an unusual order twice (17 and 18), as in a film's MOV.
     """
-    context = stream.codec_context
-    if context.channels and not context.is_open:
-        context.layout = f"{context.channels} channels"
+    count = stream.codec_context.channels  # asked once: every time frees the list
+    if count:
+        stream.codec_context.layout = f"{count} channels"

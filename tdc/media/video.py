@@ -196,10 +196,18 @@ class _Canvas:
         else:
             picture = self._convert(frame)
             if self.pixels is None:
-                self.pixels = np.empty((self.count, *picture.shape), dtype=np.uint8)
+                self.pixels = self._blank(picture.shape)
             self.pixels[self.done] = picture
         self._last = frame
         self.done += 1
+
+    def _blank(self, shape: tuple[int, ...]) -> np.ndarray:
+        try:
+            return np.empty((self.count, *shape), dtype=np.uint8)
+        except MemoryError:
+            height, width, _ = shape
+            size = f"{self.count} frames of {width}x{height}"
+            raise InputError(f"{size} do not fit into memory; set max_frames or max_side") from None
 
     def _convert(self, frame: Any) -> np.ndarray:
         turn = orientation(frame)

@@ -130,7 +130,8 @@ def _video_stream(
     )
     width, height = size if rotation % 180 == 0 else size[::-1]
     stream.width, stream.height, stream.pix_fmt = width, height, pixels
-    stream.codec_context.time_base = TIME_BASE
+    exact = codec in ("mpeg1video", "mpeg2video")  # these have a fixed frame rate
+    stream.codec_context.time_base = 1 / Fraction(fps) if exact else TIME_BASE
     stream.codec_context.gop_size = gop
     if codec in ("libx264", "mpeg4"):
         stream.codec_context.max_b_frames = b_frames if codec == "libx264" else 0

@@ -9,6 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from broken_media import Reader
 from clips import tone, write_clip
 
 from tdc.errors import InputError
@@ -150,6 +151,42 @@ def test_channels_that_ffmpeg_cannot_mix(tmp_path: Path) -> None:
     )
     path.write_bytes(data[:16] + len(form).to_bytes(4, "little") + form + data[36:])
     np.testing.assert_allclose(read_audio(path), wave.mean(axis=1), atol=1e-3)
+
+
+@pytest.mark.parametrize("tag", [122, 124])  # MPEG 5.1 B and D, of four orders of channels
+def test_channels_in_any_order(tmp_path: Path, tag: int) -> None:
+    """PyAV 17 and 18 die of an order that is not FFmpeg's own."""
+    path = tmp_path / "c.mov"
+    levels = np.repeat(np.arange(1, 7, dtype="<i2")[None] * 1000, 16000, axis=0)
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("pcm_s16le", rate=16000, layout="5.1")
+        frame = av.AudioFrame.from_ndarray(levels.reshape(1, -1), format="s16", layout="5.1")
+        frame.sample_rate, frame.pts = 16000, 0
+        out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+    data = bytearray(path.read_bytes())
+    first = data.index(b"chan") + 8
+    data[first : first + 4] = (tag << 16 | 6).to_bytes(4, "big")
+    path.write_bytes(data)
+    reader = Reader()
+    assert reader.read(path) == ""  # a process of its own
+    reader.close()
+    np.testing.assert_allclose(read_audio(path), 3500 / 32768, rtol=1e-6)
+    np.testing.assert_allclose(read_audio(path, channel="first"), 1000 / 32768, rtol=1e-6)
+
+
+def test_a_time_stamp_that_is_damage(tmp_path: Path) -> None:
+    """Sound that would begin 11 days after the pictures: 64 GB of silence."""
+    path = write_clip(tmp_path / "t.mkv", frames=25, audio=tone(1), audio_offset=1e6)
+    assert len(read_audio(path)) == pytest.approx(16000, abs=1100)
+
+
+def test_a_rate_that_is_damage(tmp_path: Path) -> None:
+    """A second's samples at 1 Hz would be hours of sound."""
+    path = write_float_wav(tmp_path / "r.wav", tone(1)[0], 16000)
+    path.write_bytes(path.read_bytes().replace((16000).to_bytes(4, "little"), b"\1\0\0\0", 1))
+    with pytest.raises(InputError, match="nothing of its audio track can be decoded"):
+        read_audio(path)
 
 
 def test_sound_that_is_damaged_throughout(tmp_path: Path) -> None:

@@ -65,6 +65,16 @@ def test_channels(tmp_path: Path) -> None:
     np.testing.assert_allclose(read_audio(path, channel="first"), left, atol=1e-3)
 
 
+@pytest.mark.parametrize("rate", [16000, 48000])
+@pytest.mark.parametrize("channels", [2, 3, 6, 8, 16])
+def test_mix_is_the_mean_of_all_channels(tmp_path: Path, channels: int, rate: int) -> None:
+    """Whatever their places: resampling is linear, so that it can come after."""
+    tones = [tone(1, rate=rate, hertz=200 + 100 * k)[0] for k in range(channels)]
+    together = read_audio(write_wav(tmp_path / "c.wav", np.stack(tones), rate))
+    mean = read_audio(write_wav(tmp_path / "m.wav", np.mean(tones, axis=0)[None], rate))
+    np.testing.assert_allclose(together, mean, atol=1e-4)
+
+
 def test_loud_stereo_is_not_clipped(tmp_path: Path) -> None:
     loud = 1.9 * tone(1, channels=2)
     wave = read_audio(write_wav(tmp_path / "l.wav", loud, 16000))
