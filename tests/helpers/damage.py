@@ -146,7 +146,7 @@ def other_tensors(folder: Path, rng: random.Random) -> None:
         whole: Any = load_file(file)
     else:
         whole = torch.load(file, weights_only=True)
-    state = whole["model"] if "model" in whole else whole
+    state = whole.get("model", whole)
     name = rng.choice(sorted(n for n in state if isinstance(state[n], torch.Tensor)))
     x = state.pop(name)
     made: list[Any] = [
@@ -184,12 +184,12 @@ def other_pickles(folder: Path, rng: random.Random) -> None:
 
 
 def deflated(file: Path) -> None:
-    """The same file, compressed; and 200 MB of zeros where its pickle was."""
+    """The same file, compressed; and 4 MB of zeros where its pickle was."""
     with zipfile.ZipFile(file) as archive:
         parts = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in parts.items():
-            archive.writestr(name, bytes(200 * 2**20) if name.endswith("data.pkl") else content)
+            archive.writestr(name, bytes(4 * 2**20) if name.endswith("data.pkl") else content)
 
 
 # ---------------------------------------------------------------- folders
@@ -270,7 +270,7 @@ def damaged(source: Path, place: Path, number: int) -> tuple[Path, str]:
 
 
 def outcome(what: str, folder: Path) -> str:
-    """"whole", or the one line that was said. Anything else is raised."""
+    """ "whole", or the one line that was said. Anything else is raised."""
     out = folder.parent / "out"
     try:
         if what == "load":

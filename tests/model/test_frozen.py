@@ -21,9 +21,9 @@ class ExpandedProducts(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         tensors = [x for x in args if isinstance(x, torch.Tensor)]
-        if function._schema.name in ("aten::bmm", "aten::baddbmm"):
-            if any(x.ndim == 3 and len(x) > 1 and x.stride(0) == 0 for x in tensors):
-                self.found.append([x.shape for x in tensors])
+        expanded = any(x.ndim == 3 and len(x) > 1 and x.stride(0) == 0 for x in tensors)
+        if expanded and function._schema.name in ("aten::bmm", "aten::baddbmm"):
+            self.found.append([x.shape for x in tensors])
         return function(*args, **(kwargs or {}))
 
 
