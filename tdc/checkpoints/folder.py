@@ -201,10 +201,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-LAYERS = frozenset(
-    ("num_hidden_layers", "num_layers", "n_layer", "encoder_layers")
-    + ("connector_depth", "connector_query_groups", "num_query_group")
-)
+LAYERS = {"num_hidden_layers", "num_layers", "n_layer", "encoder_layers"}
+LAYERS |= {"connector_depth", "connector_query_groups", "num_query_group"}
 
 
 def check_depth(config: Mapping[str, Any], tensors: int, where: str | os.PathLike[str]) -> None:
