@@ -31,6 +31,7 @@ from .folder import (
     Shapes,
     ShardWriter,
     check_depth,
+    check_files,
     one_line,
     read_json,
 )
@@ -110,6 +111,7 @@ def _convert(
     bert_dir = _bert_folder(source.folder, bert)
     parts, encoder = _parts(release, siglip, dinov2, beats, audio)
     bert_config = read_json(Path(bert_dir) / "config.json") if _is_folder(bert_dir) else None
+    check_files(Path(bert_dir))
     config = release_config(release, source.shapes, bert_config, **parts)
     with torch.device("meta"):
         model = TDCForConditionalGeneration(config)

@@ -34,6 +34,7 @@ class Checkpoint:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise InputError(f"no such folder: {folder}; expected a released checkpoint")
+        check_files(self.folder)
         files = sorted(self.folder.glob("*.safetensors"))
         # Training folders carry other .bin files (optimizer, arguments): take weights only.
         files = files or sorted(self.folder.glob("pytorch_model*.bin"))
@@ -85,8 +86,6 @@ class Checkpoint:
     def _scan(self, file: Path) -> Iterator[tuple[str, tuple[int, ...], bool]]:
         """Name, shape and whether it is floating of every tensor."""
         try:
-            if not file.is_file():
-                raise InputError(f"{file} is no regular file; expected a file of weights")
             if file.suffix == ".safetensors":
                 with safe_open(file, framework="pt") as shard:
                     for name in shard.keys():  # noqa: SIM118 - not a dict
@@ -171,6 +170,13 @@ class ShardWriter:
             index = {"metadata": {"total_size": self._bytes}, "weight_map": weight_map}
             path = self._folder / "model.safetensors.index.json"
             path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def check_files(folder: Path) -> None:
+    """Refuse pipes, devices and links to nothing, which a loader would read without end."""
+    for path in (*folder.glob("*"), *folder.glob("*/*")):
+        if not (path.is_file() or path.is_dir()):
+            raise InputError(f"{path} is no regular file; expected a checkpoint's files")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -152,3 +153,15 @@ def test_compressed_files_are_not_unpacked(release, tmp_path):
         damage.deflated(release / name)
     refused(convert_release, release, tmp_path / "out", match="is compressed")
     refused(BEATs.from_checkpoint, release / "beats.pt", match="not a PyTorch checkpoint")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "bert-base-uncased/vocab.txt"])
+def test_pipes_and_devices_are_not_read(name, release, tmp_path):
+    """They have no end."""
+    (release / name).unlink(missing_ok=True)
+    os.mkfifo(release / name)
+    match = f"{name} is no regular file"
+    refused(convert_release, release, tmp_path / "out", audio=False, match=match)
+    (release / name).unlink()
+    (release / name).symlink_to("/dev/zero")
+    refused(convert_release, release, tmp_path / "out", audio=False, match=match)

@@ -47,7 +47,7 @@ class Code:
 
 
 def jsons(folder: Path) -> list[Path]:
-    files = sorted(folder.rglob("*.json"))
+    files = sorted(f for f in folder.rglob("*.json") if f.is_file())
     return files + [f for f in files if f.name == "config.json"] * 5
 
 
@@ -96,7 +96,13 @@ def another_text(folder: Path, rng: random.Random) -> None:
 
 
 def weights(folder: Path) -> list[Path]:
-    return [f for f in sorted(folder.rglob("*")) if f.suffix in (".safetensors", ".bin", ".pt")]
+    kinds = (".safetensors", ".bin", ".pt")
+    return [f for f in sorted(folder.rglob("*")) if f.suffix in kinds and f.is_file()]
+
+
+def safe(folder: Path) -> list[Path]:
+    files = weights(folder)
+    return [f for f in files if f.suffix == ".safetensors"] or files
 
 
 def flipped(folder: Path, rng: random.Random) -> None:
@@ -120,14 +126,14 @@ def grown(folder: Path, rng: random.Random) -> None:
 
 
 def header_length(folder: Path, rng: random.Random) -> None:
-    file = rng.choice([*folder.rglob("*.safetensors")] or weights(folder))
+    file = rng.choice(safe(folder))
     length = rng.choice((0, 1, 2**31, 2**40, 2**63, 2**64 - 1))
     file.write_bytes(struct.pack("<Q", length) + file.read_bytes()[8:])
 
 
 def header(folder: Path, rng: random.Random) -> None:
     """Offsets, shapes and types that say something else."""
-    file = rng.choice([*folder.rglob("*.safetensors")] or weights(folder))
+    file = rng.choice(safe(folder))
     content = file.read_bytes()
     size = int.from_bytes(content[:8], "little")
     if file.suffix != ".safetensors":
@@ -198,7 +204,7 @@ def deflated(file: Path) -> None:
 def index(folder: Path, rng: random.Random) -> None:
     """Two shards and an index that is wrong in one entry."""
     file = folder / "model.safetensors"
-    if not file.exists():
+    if not file.is_file():
         return
     state, names = load_file(file), ["model-00001-of-00002.safetensors"]
     names.append(names[0].replace("00001-of", "00002-of"))
