@@ -25,7 +25,16 @@ from ..errors import InputError, listed
 from ..files import check_new_folder, whole_folder
 from ..model import TDCForConditionalGeneration
 from ..processor.processor import new_processor
-from .folder import SHARD_BYTES, Checkpoint, Shapes, ShardWriter, read_json
+from .folder import (
+    SHARD_BYTES,
+    Checkpoint,
+    Shapes,
+    ShardWriter,
+    check_depth,
+    check_files,
+    one_line,
+    read_json,
+)
 from .release_names import our_names, release_config
 
 logger = logging.getLogger(__name__)
@@ -81,10 +90,28 @@ def convert_release(
     """
     source, out = Checkpoint(release_dir), Path(out_dir)
     check_new_folder(out)
+    with one_line(f"cannot convert {release_dir}"):
+        outside = {"siglip": siglip, "dinov2": dinov2, "beats": beats}
+        return _convert(source, out, bert, audio, shard_bytes, progress, **outside)
+
+
+def _convert(
+    source: Checkpoint,
+    out: Path,
+    bert: Any,
+    audio: bool,
+    shard_bytes: int,
+    progress: Callable[[int, int], None] | None,
+    siglip: Any,
+    dinov2: Any,
+    beats: Any,
+) -> Report:
     release = source.config()
+    check_depth(release, len(source.shapes), source.folder / "config.json")
     bert_dir = _bert_folder(source.folder, bert)
     parts, encoder = _parts(release, siglip, dinov2, beats, audio)
     bert_config = read_json(Path(bert_dir) / "config.json") if _is_folder(bert_dir) else None
+    check_files(Path(bert_dir))
     config = release_config(release, source.shapes, bert_config, **parts)
     with torch.device("meta"):
         model = TDCForConditionalGeneration(config)
@@ -98,10 +125,12 @@ def convert_release(
         config.dtype = dtype
         writer = ShardWriter(work, shard_bytes, len(taken), progress)
         for name, tensor in source.tensors(taken):
+            _check_finite(name, tensor, source.folder)
             writer.add(taken[name], tensor.reshape(expected[taken[name]]))
         for prefix, (origin, load) in elsewhere.items():
             for name, tensor in load(dtype).items():
                 if prefix + name in expected:
+                    _check_finite(name, tensor, origin)
                     writer.add(prefix + name, tensor.to(dtype))
                     report.added[prefix + name] = origin
         writer.close()
@@ -110,6 +139,11 @@ def convert_release(
         model.generation_config.save_pretrained(work)
         _save_processor(source.folder, bert_dir, config, work)
     return report
+
+
+def _check_finite(name: str, tensor: Tensor, origin: str | os.PathLike[str]) -> None:
+    if not tensor.isfinite().all():
+        raise InputError(f"{name} in {origin} is not finite; copy or download it again")
 
 
 def _check(
@@ -175,10 +209,11 @@ def _parts(
 
 def vision_config(name_or_path: str | os.PathLike[str]) -> Any:
     """Vision configuration of a tower's folder or hub name."""
-    try:
-        config = AutoConfig.from_pretrained(name_or_path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read the tower {name_or_path}: {error}") from None
+    file = Path(name_or_path) / "config.json"
+    if file.is_file():
+        check_depth(read_json(file), len(Checkpoint(name_or_path).shapes), file)
+    with one_line(f"cannot read the tower {name_or_path}"):
+        config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
     return getattr(config, "vision_config", config)
 
 
@@ -220,12 +255,8 @@ def _is_folder(path: str | os.PathLike[str]) -> bool:
 
 
 def _save_processor(release_dir: Path, bert_dir: Any, config: TDCConfig, out: Path) -> None:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(release_dir)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"cannot read the tokenizer in {release_dir}: {error}") from None
-    try:
+    with one_line(f"cannot read the tokenizer in {release_dir}"):
+        tokenizer = AutoTokenizer.from_pretrained(release_dir, trust_remote_code=False)
+    with one_line(f"cannot read the BERT vocabulary in {bert_dir}"):
         bert_tokenizer = BertTokenizer.from_pretrained(bert_dir)
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read the BERT vocabulary in {bert_dir}: {error}") from None
     new_processor(tokenizer, bert_tokenizer, config, f"{bert_dir} (--bert)").save_pretrained(out)

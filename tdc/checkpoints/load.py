@@ -10,8 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from ..encoder.towers import VisionTower
 from ..errors import InputError, listed
 from ..model import TDCForConditionalGeneration
 from ..processor.processor import TDCProcessor
-from .folder import Checkpoint, read_json
+from .folder import Checkpoint, check_depth, one_line, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +65,7 @@ def load_model(
     spread = device is None and place.type == "cuda" and torch.cuda.device_count() > 1
     options: dict[str, Any] = {"device_map": "auto"} if spread else {}
     options["dtype"] = _dtype(dtype, "fp32" if place.type == "cpu" else None) or "auto"
+    _check_size(folder, config)
     kind: Any = TDCForConditionalGeneration  # transformers' annotation lacks the loading info
     with _one_line(folder):
         model, found = kind.from_pretrained(
@@ -79,6 +79,7 @@ def load_model(
     with _one_line(folder):
         processor = TDCProcessor.from_pretrained(folder)
     model = model.eval() if spread else model.eval().to(place)
+    _check_finite(folder, model)
     note = ABOUT_TINY if model_dir is None else _describe(folder, model)
     return Loaded(model, processor, note, tiny=model_dir is None)
 
@@ -213,7 +214,9 @@ def read_config(folder: Path) -> TDCConfig:
         )
     if kind != "tdc":
         raise InputError(f"{folder} holds a model of type {kind!r}; expected 'tdc'")
-    Checkpoint(folder)  # reads the headers: no weights, or a file that was cut off, is said by name
+    # Reads the headers: no weights, or a file that was cut off, is said by name.
+    weights, file = Checkpoint(folder), folder / "config.json"
+    check_depth(read_json(file), len(weights.shapes), file)
     with _one_line(folder):
         return TDCConfig.from_pretrained(folder)
 
@@ -250,21 +253,34 @@ def _refuse(folder: str | os.PathLike[str], found: dict[str, Any], prefix: str =
         )
 
 
-@contextmanager
-def _one_line(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Errors of transformers and safetensors about a damaged folder, as one line."""
-    try:
-        yield
-    except InputError:
-        raise
-    # safetensors' own errors derive from Exception alone; KeyError and TypeError come from JSON
-    # files with other contents than the loader expects. Memory errors and bugs pass through.
-    except Exception as error:
-        known = (OSError, ValueError, KeyError, TypeError, AttributeError)
-        if not isinstance(error, known) and "afetensor" not in type(error).__name__:
-            raise
-        reason = " ".join(str(error).split())
-        raise InputError(f"cannot load the model in {folder}: {reason}") from error
+def _check_size(folder: Path, config: TDCConfig) -> None:
+    """Before memory is taken: what a configuration describes must be what the files hold."""
+    with _one_line(folder), torch.device("meta"):
+        described = sum(p.numel() for p in TDCForConditionalGeneration(config).parameters())
+    held = Checkpoint(folder).size
+    if described > 2 * held:  # an output matrix may be tied; which tensors differ is said later
+        raise InputError(
+            f"config.json in {folder} describes a model of {described} values, its weights hold "
+            f"{held}; copy or convert it again"
+        )
+
+
+def _check_finite(folder: Path, model: torch.nn.Module) -> None:
+    wrong = [
+        name
+        for name, p in model.named_parameters()
+        if p.device.type != "meta" and not p.detach().sum(dtype=torch.float32).isfinite()
+    ]
+    if wrong:
+        raise InputError(
+            f"the weights in {folder} are not finite in {len(wrong)} tensors: {listed(wrong, 3)}; "
+            "copy or convert it again"
+        )
+
+
+def _one_line(folder: str | os.PathLike[str]) -> AbstractContextManager[None]:
+    """Errors of transformers and safetensors about a damaged folder."""
+    return one_line(f"cannot load the model in {folder}")
 
 
 def _describe(folder: Path, model: TDCForConditionalGeneration) -> str:

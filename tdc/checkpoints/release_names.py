@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from transformers import AutoConfig
@@ -114,14 +114,18 @@ def release_config(
     missing = [key for key in required if key not in release]
     if missing:
         raise InputError(f"config.json lacks {', '.join(missing)}; expected a TDC release's keys")
+    _check_kinds(release)
+    lacking = [key for key in WIDTHS if len(shapes.get(key, ())) != 2]
+    if lacking:
+        raise InputError(f"the checkpoint lacks {', '.join(lacking)}; expected a TDC release's")
     tower_tokens = release.get("mm_vision_tower_aux_token_len_list", [576, 576])
     if len(set(tower_tokens)) != 1:
         raise InputError(f"towers have {tower_tokens} tokens; expected the same number for both")
     return TDCConfig(
         text_config=_text_config(release, TEXT_MODEL_TYPES[model_type]),
         qformer_config=_qformer_config(shapes, bert),
-        siglip_hidden_size=shapes["model.mm_projector_aux_0.0.weight"][1],
-        dinov2_hidden_size=shapes["model.mm_projector_aux_1.0.weight"][1],
+        siglip_hidden_size=shapes[WIDTHS[0]][1],
+        dinov2_hidden_size=shapes[WIDTHS[1]][1],
         tower_grid=math.isqrt(tower_tokens[0]),
         connector_hidden_size=release["vision_hidden_size"],
         connector_depth=release["connector_depth"],
@@ -141,6 +145,30 @@ def release_config(
         **RELEASE_BEHAVIOUR,
         **parts,
     )
+
+
+WIDTHS = ("model.mm_projector_aux_0.0.weight", "model.mm_projector_aux_1.0.weight")
+NUMBERS = ("vision_hidden_size", "connector_depth", "image_token_len", "num_query_group")
+NUMBERS += ("max_num_segments", "context_token_num", "tokenizer_model_max_length")
+NUMBERS += ("inference_max_length", "hidden_size", "num_attention_heads", "num_key_value_heads")
+NUMBERS += ("intermediate_size", "vocab_size", "max_position_embeddings")
+LISTS = ("query_num_list", "mm_vision_tower_aux_token_len_list")
+CHOICES = ("frame_pos", "add_static", "text_input", "audio_input", "tie_word_embeddings")
+
+
+def _check_kinds(release: Mapping[str, Any]) -> None:
+    def number(value: Any) -> bool:
+        return type(value) is int and 0 < value < 2**31
+
+    def wrong(expected: str, names: Sequence[str], fits: Callable[[Any], bool]) -> None:
+        for name in names:
+            value = release.get(name)
+            if value is not None and not fits(value):
+                raise InputError(f"config.json has {name} {value!r}; expected {expected}")
+
+    wrong("a whole number above 0", NUMBERS, number)
+    wrong("true or false", CHOICES, lambda x: isinstance(x, bool))
+    wrong("a list of numbers", LISTS, lambda x: isinstance(x, list) and x and all(map(number, x)))
 
 
 def _text_config(release: Mapping[str, Any], model_type: str) -> Any:
@@ -163,14 +191,23 @@ def _qformer_config(
 ) -> dict[str, Any]:
     """BERT sizes from the tensors, heads from BERT's own configuration."""
     prefix = "model.Qformer.bert."
-    words = shapes.get(prefix + "embeddings.word_embeddings.weight")
-    if words is None:
+    sizes = [
+        shapes.get(prefix + name, ())
+        for name in (
+            "embeddings.word_embeddings.weight",
+            "embeddings.position_embeddings.weight",
+            "encoder.layer.0.intermediate.dense.weight",
+        )
+    ]
+    if len(sizes[0]) != 2 or not all(sizes):
         raise InputError("the checkpoint holds no Q-Former (model.Qformer.bert.*); expected one")
     layers = {
         int(found[1]) for key in shapes if (found := re.match(r".*Qformer.*\.layer\.(\d+)\.", key))
     }
-    vocabulary, width = words
-    heads = bert["num_attention_heads"] if bert else width // BERT_HEAD_WIDTH
+    vocabulary, width = sizes[0]
+    heads = bert.get("num_attention_heads") if bert else width // BERT_HEAD_WIDTH
+    if type(heads) is not int or heads < 0:
+        raise InputError(f"BERT's config.json has num_attention_heads {heads!r}; expected a number")
     if not heads or width % heads or (not bert and width % BERT_HEAD_WIDTH):
         raise InputError(
             f"a Q-Former of width {width} has no heads of {BERT_HEAD_WIDTH}; "
@@ -181,8 +218,8 @@ def _qformer_config(
         "hidden_size": width,
         "num_hidden_layers": len(layers),
         "num_attention_heads": heads,
-        "intermediate_size": shapes[prefix + "encoder.layer.0.intermediate.dense.weight"][0],
-        "max_position_embeddings": shapes[prefix + "embeddings.position_embeddings.weight"][0],
+        "intermediate_size": sizes[2][0],
+        "max_position_embeddings": sizes[1][0],
         "layer_norm_eps": bert.get("layer_norm_eps", 1e-12) if bert else 1e-12,
     }
 

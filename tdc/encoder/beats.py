@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import pickle
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -63,8 +63,15 @@ class BEATsConfig:
                 raise InputError(
                     f"BEATs config has {name}={values[name]!r}; only {expected!r} is supported"
                 )
-        names = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{name: value for name, value in values.items() if name in names})
+        sizes = {}
+        for field in dataclasses.fields(cls):
+            value = values.get(field.name, field.default)
+            kind = type(field.default)
+            if type(value) is not kind or (kind is int and not 0 < value < 2**20):
+                expected = "true or false" if kind is bool else "a whole number above 0"
+                raise InputError(f"BEATs config has {field.name}={value!r}; expected {expected}")
+            sizes[field.name] = value
+        return cls(**sizes)
 
     @property
     def tokens_per_step(self) -> int:
@@ -116,9 +123,18 @@ class BEATs(nn.Module):
             InputError: no such file, another kind of file, or missing or wrong-shaped tensors.
         """
         checkpoint = _load_checkpoint(path)
-        model = cls(BEATsConfig.from_dict(checkpoint["cfg"]))
+        config = BEATsConfig.from_dict(checkpoint["cfg"])
         state = beats_state_dict(checkpoint["model"])
-        expected = model.state_dict()
+        if config.encoder_layers > len(state):
+            raise InputError(
+                f"BEATs checkpoint {path} has {config.encoder_layers} layers in its cfg, but "
+                f"{len(state)} tensors in all"
+            )
+        try:
+            with torch.device("meta"):  # before memory is taken
+                expected = cls(config).state_dict()
+        except (ValueError, RuntimeError, ZeroDivisionError) as error:
+            raise InputError(f"BEATs checkpoint {path} has an impossible cfg: {error}") from error
         problems = [f"{name} is missing" for name in sorted(expected.keys() - state.keys())]
         problems += [f"{name} is unknown" for name in sorted(state.keys() - expected.keys())]
         problems += [
@@ -128,6 +144,7 @@ class BEATs(nn.Module):
         ]
         if problems:
             raise InputError(f"BEATs checkpoint {path} does not fit its cfg: {'; '.join(problems)}")
+        model = cls(config)
         model.load_state_dict(state)
         return model.float().eval()
 
@@ -323,9 +340,22 @@ def _load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not os.path.isfile(path):
         raise InputError(f"no such BEATs checkpoint: {path}")
     try:
+        if zipfile.is_zipfile(path):  # a compressed one, which PyTorch never writes, may be a bomb
+            with zipfile.ZipFile(path) as archive:
+                if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+                    raise ValueError("compressed")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # the unpickler raises whatever a damaged file leads it to
         raise InputError(f"{path} is not a PyTorch checkpoint ({type(error).__name__})") from error
     if not isinstance(checkpoint, dict) or not {"cfg", "model"} <= checkpoint.keys():
         raise InputError(f'{path} is not a BEATs checkpoint: expected entries "cfg" and "model"')
+    cfg, state = checkpoint["cfg"], checkpoint["model"]
+    tensors = isinstance(state, Mapping) and all(
+        isinstance(name, str) and isinstance(x, Tensor) and x.is_floating_point()
+        for name, x in state.items()
+    )
+    if not (isinstance(cfg, Mapping) and tensors):
+        raise InputError(f'{path}: expected sizes in "cfg" and floating tensors in "model"')
     return checkpoint

@@ -30,7 +30,7 @@ from transformers.image_utils import (
     IMAGENET_STANDARD_STD,
 )
 
-from ..errors import InputError
+from ..errors import InputError, listed
 from ..media.pixels import normalize_pixels
 
 PATCHES_PER_SIDE = 27  # 384 // 14 for SigLIP-so400m; DINOv2 is run at 27 * 14 = 378 to match
@@ -124,14 +124,18 @@ class VisionTower(nn.Module):
             **kwargs: handed to transformers (``dtype``, ``device_map``, ...).
 
         Raises:
-            InputError: the checkpoint is of another family.
+            InputError: the checkpoint is of another family or lacks tensors.
         """
-        config = AutoConfig.from_pretrained(name_or_path)
+        config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
         config = getattr(config, "vision_config", config)
         with torch.device("meta"):
             tower = cls(config, token_grid, image_size)
         loader = SiglipTrunk if tower.is_siglip else Dinov2Model
-        tower.model = loader.from_pretrained(name_or_path, config=config, **kwargs)
+        kwargs["output_loading_info"] = True
+        tower.model, found = loader.from_pretrained(name_or_path, config=config, **kwargs)
+        if found["missing_keys"]:  # transformers would leave them random
+            missing = listed(sorted(found["missing_keys"]), 3)
+            raise InputError(f"the tower {name_or_path} lacks {missing}; copy or download it again")
         return tower.eval()
 
     def forward(self, pixel_values: Tensor, chunk_size: int = 64) -> Tensor:
