@@ -148,10 +148,12 @@ def release_config(
 
 
 WIDTHS = ("model.mm_projector_aux_0.0.weight", "model.mm_projector_aux_1.0.weight")
-NUMBERS = ("vision_hidden_size", "connector_depth", "image_token_len", "num_query_group")
-NUMBERS += ("max_num_segments", "context_token_num", "tokenizer_model_max_length")
-NUMBERS += ("inference_max_length", "hidden_size", "num_attention_heads", "num_key_value_heads")
-NUMBERS += ("intermediate_size", "vocab_size", "max_position_embeddings")
+NUMBERS = (
+    *("vision_hidden_size", "connector_depth", "image_token_len", "num_query_group"),
+    *("max_num_segments", "context_token_num", "tokenizer_model_max_length"),
+    *("inference_max_length", "hidden_size", "num_attention_heads", "num_key_value_heads"),
+    *("intermediate_size", "vocab_size", "max_position_embeddings"),
+)
 LISTS = ("query_num_list", "mm_vision_tower_aux_token_len_list")
 CHOICES = ("frame_pos", "add_static", "text_input", "audio_input", "tie_word_embeddings")
 
@@ -168,7 +170,11 @@ def _check_kinds(release: Mapping[str, Any]) -> None:
 
     wrong("a whole number above 0", NUMBERS, number)
     wrong("true or false", CHOICES, lambda x: isinstance(x, bool))
-    wrong("a list of numbers", LISTS, lambda x: isinstance(x, list) and x and all(map(number, x)))
+    wrong(
+        "a list of numbers",
+        LISTS,
+        lambda x: isinstance(x, list) and x != [] and all(map(number, x)),
+    )
 
 
 def _text_config(release: Mapping[str, Any], model_type: str) -> Any:

@@ -273,6 +273,7 @@ class Compressor(nn.Module):
             [*self.parameters(), *folded],
             lambda: BucketedGraphs(function, PADDED, rows="index"),
             self.speedups,
+            by_content=False,  # a graph reads the weights where they are
         )
         return graphs(inputs)
 

@@ -63,9 +63,9 @@ class BEATsConfig:
                 raise InputError(
                     f"BEATs config has {name}={values[name]!r}; only {expected!r} is supported"
                 )
-        sizes = {}
+        sizes: dict[str, Any] = {}
         for field in dataclasses.fields(cls):
-            value = values.get(field.name, field.default)
+            value: Any = values.get(field.name, field.default)
             kind = type(field.default)
             if type(value) is not kind or (kind is int and not 0 < value < 2**20):
                 expected = "true or false" if kind is bool else "a whole number above 0"

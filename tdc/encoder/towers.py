@@ -130,7 +130,7 @@ class VisionTower(nn.Module):
         config = getattr(config, "vision_config", config)
         with torch.device("meta"):
             tower = cls(config, token_grid, image_size)
-        loader = SiglipTrunk if tower.is_siglip else Dinov2Model
+        loader: Any = SiglipTrunk if tower.is_siglip else Dinov2Model
         kwargs["output_loading_info"] = True
         tower.model, found = loader.from_pretrained(name_or_path, config=config, **kwargs)
         if found["missing_keys"]:  # transformers would leave them random

@@ -299,3 +299,16 @@ def test_the_cache_notices_changes():
         assert get(y) == get(y) == 5
     cache.clear()
     assert get(y) == 6
+
+
+@pytest.mark.parametrize("shape", [(64, 128), (128, 64), (90, 90), (100, 4097), (5000,), (7, 9)])
+def test_the_cache_notices_a_row_or_column_written_through_data(shape):
+    cache, x = TensorCache(), torch.nn.Parameter(torch.rand(shape))
+    rows = [(i, ...) for i in range(shape[0])]
+    columns = [(..., i) for i in range(shape[-1])]
+    with torch.no_grad():
+        for where in rows[:: len(rows) // 7] + columns[:: len(columns) // 7]:
+            before = cache.get("x", [x], object)
+            assert cache.get("x", [x], object) is before
+            x.data[where] += 1
+            assert cache.get("x", [x], object) is not before
