@@ -20,12 +20,15 @@ class Target:
         return f"{self.device}-{self.backend}"
 
 
-def targets(op: str) -> pytest.MarkDecorator:
-    """Parametrise a test's ``target`` over the capable backends of ``op``."""
+def targets(op: str, slow: str | None = None) -> pytest.MarkDecorator:
+    """Parametrise a test's ``target`` over the capable backends of ``op``; that of `slow` belongs
+    to the slower tier."""
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     found = [
         pytest.param(
-            Target(device, row.backend), marks=[pytest.mark.gpu] if device == "cuda" else []
+            Target(device, row.backend),
+            marks=[pytest.mark.gpu] * (device == "cuda")
+            + [pytest.mark.slow] * (row.backend == slow),
         )
         for device in devices
         for row in registry.table(device)

@@ -76,7 +76,7 @@ def test_sizes(target, strategy, queries, width, depth, visual, audio):
     judge(got.cpu(), plain(args), exact(args))
 
 
-@targets("cross_attention")
+@targets("cross_attention", slow="triton")
 @strategies
 def test_long_sums(target, strategy):
     """Scores are sums over the tokens' width, the longest there are."""

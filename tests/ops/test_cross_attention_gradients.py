@@ -59,7 +59,7 @@ def test_gradients(target, strategy, dtype, audio_depth):
             judge(got.cpu(), same, true)
 
 
-@targets("cross_attention")
+@targets("cross_attention", slow="triton")
 @given(
     queries=st.integers(1, 3),
     visual=st.integers(0, 4),

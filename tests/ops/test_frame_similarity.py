@@ -197,7 +197,7 @@ def test_gradient_stays_within_its_video(target):
     assert grad[3:].nan_to_num().any()
 
 
-@targets("frame_similarity")
+@targets("frame_similarity", slow="triton")
 def test_same_bits_every_time(target):
     features = torch.randn(70, 5000, device=target.device, requires_grad=True)
     runs = []

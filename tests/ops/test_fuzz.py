@@ -88,8 +88,8 @@ def neighbour(call: Call, seed: int) -> Call:
 
 def check(op: str, backend: str, source: st.DataObject | int) -> None:
     call = fuzz.CALLS[op](fuzz.Draw(source))
-    if backend == "torch" and call["query"].dtype == torch.float64:
-        return  # PyTorch's fused attention errs by thirty roundings there, which is its own
+    if backend == "torch":  # in other dtypes PyTorch's fused attention has larger errors of its own
+        call = {name: x.float() if is_floating(x) else x for name, x in call.items()}
     # A quarter of native code's thousands has its gradients taken, at three times the cost.
     gradients = not isinstance(source, int) or backend != "native" or source % 4 == 0
     ours = run(op, call, backend, gradients)
@@ -137,7 +137,7 @@ def quiet(caplog):
 
 
 @pytest.mark.parametrize(("op", "backend"), [r for r in RUNS if r[1] != "triton"])
-@settings(max_examples=10)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_any_call(op, backend, data):
     check(op, backend, data)

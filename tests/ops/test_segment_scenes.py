@@ -36,7 +36,7 @@ def test_same_bits_as_frame_similarity(target, dtype, cu, width):
         torch.testing.assert_close(got, wanted, rtol=0, atol=0)
 
 
-@targets("segment_scenes")
+@targets("segment_scenes", slow="triton")
 @settings(max_examples=25)
 @given(
     lengths=st.lists(st.sampled_from([0, 0, 1, 2, 3, 17]), max_size=12),
@@ -51,7 +51,7 @@ def test_many_short_videos(target, lengths, num_boundaries):
     assert torch.equal(boundaries, wanted)
 
 
-@targets("segment_scenes")
+@targets("segment_scenes", slow="triton")
 def test_long_video(target):
     """Longer than a block of threads, with equal similarities."""
     features = torch.randint(2, (700, 3), device=target.device).float()
