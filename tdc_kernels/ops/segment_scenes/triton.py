@@ -21,8 +21,8 @@ from tdc_kernels.ops.frame_similarity.triton import (
 from tdc_kernels.ops.scene_boundaries.triton import limit_of, select_lowest, span_of
 from tdc_kernels.triton_support import instance
 
-# Pairs of one step of the selection, and warps. Not tuned on a GPU, but chosen so that nothing spills
-# with Triton 3.6 to 3.9: 512 and 4 do with 3.6, 256 and 8 with 3.9.
+# Pairs of one step of the selection, and warps. Not tuned on a GPU, but chosen so that nothing
+# spills with Triton 3.6 to 3.9: 512 and 4 do with 3.6, 256 and 8 with 3.9.
 BLOCK, WARPS = 256, 16
 
 
