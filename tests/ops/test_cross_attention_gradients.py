@@ -33,7 +33,7 @@ def gradients(function, args, names):
     return [torch.zeros_like(x) if g is None else g for g, x in zip(found, leaves, strict=True)]
 
 
-@targets("cross_attention")
+@targets("cross_attention", slow="triton")
 @strategies
 @dtypes
 @pytest.mark.parametrize("audio_depth", [None, 24])

@@ -146,7 +146,7 @@ def plain(features, cu_frames):
     return s.index_fill(0, torch.tensor(starts, dtype=torch.long), math.inf)
 
 
-@targets("frame_similarity")
+@targets("frame_similarity", slow="triton")
 @dtypes
 @pytest.mark.parametrize("cu", [None, [0, 1, 1, 18, 40]])
 @pytest.mark.parametrize("width", [3, 64, 3000])

@@ -18,10 +18,12 @@ REGISTERED = [(r.op, r.backend) for r in registry.table("cpu") if r.available]
 # The compiler sees one opaque operator, of Triton as of the others; its interpreter takes seconds,
 # and so does tracing the reference of cross_attention.
 DEAR = [row for row in REGISTERED if row[1] == "triton"]
+DEAR += [("segment_scenes", "reference"), ("cross_attention", "cuda")]
 DEAR += [("cross_attention", "reference"), ("cross_attention", "torch")]
 COMPILED = [pytest.param(*row, marks=[pytest.mark.slow] * (row in DEAR)) for row in REGISTERED]
 # Two that are PyTorch's own code: seconds each.
 CHECKED = [pytest.param(*r, marks=[pytest.mark.slow] * (r in DEAR[-2:])) for r in REGISTERED]
+TRITON_DEAR = [("cross_attention", "triton"), ("anchor_queries", "triton")]
 both = pytest.mark.parametrize("packed", [False, True], ids=["single", "packed"])
 
 
@@ -45,7 +47,7 @@ def test_opcheck(op, backend, packed):
 @pytest.mark.parametrize(
     ("op", "backend"),
     [
-        pytest.param(*r, marks=[pytest.mark.slow] * (r == ("cross_attention", "triton")))
+        pytest.param(*r, marks=[pytest.mark.slow] * (r in TRITON_DEAR))
         for r in REGISTERED
         if registry.entry(*r).backward
     ],

@@ -66,7 +66,7 @@ def test_one_video_needs_no_prefix_sums(target, similarity, num_boundaries):
     assert got.tolist() == naive(similarity, num_boundaries, [0, len(similarity) + 1], None)
 
 
-@targets("scene_boundaries")
+@targets("scene_boundaries", slow="triton")
 def test_long_video(target):
     similarity = torch.rand(20_000)
     got = scene_boundaries(similarity.to(target.device), 500, backend=target.backend)
