@@ -66,8 +66,9 @@ class BEATsConfig:
         sizes: dict[str, Any] = {}
         for field in dataclasses.fields(cls):
             value: Any = values.get(field.name, field.default)
-            kind = type(field.default)
-            if type(value) is not kind or (kind is int and not 0 < value < 2**20):
+            kind: Any = type(field.default)
+            size = value if kind is int and type(value) is int else 1
+            if type(value) is not kind or not 0 < size < 2**20:
                 expected = "true or false" if kind is bool else "a whole number above 0"
                 raise InputError(f"BEATs config has {field.name}={value!r}; expected {expected}")
             sizes[field.name] = value
