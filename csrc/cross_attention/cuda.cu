@@ -187,6 +187,13 @@ Tensor gradient_of_weights(const Call& call, const Tokens& s, const Maybe& frame
 
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
+Tensor zeros_if(bool wanted, const Tensor& grad, const Maybe& x) {
+  if (!wanted || !x) return torch::stable::new_empty(grad, {0});
+  std::vector<int64_t> shape;
+  for (int64_t i = 0; i < x->dim(); ++i) shape.push_back(x->size(i));
+  return torch::stable::new_zeros(*x, shape);
+}
+
 Gradients cross_attention_backward(Tensor grad, Tensor query, Tensor visual, Maybe audio,
                                    Tensor w_key, Maybe /*b_key*/, Tensor w_value, Maybe b_value,
                                    int64_t num_heads, Maybe index, Maybe visual_lengths,
@@ -202,6 +209,12 @@ Gradients cross_attention_backward(Tensor grad, Tensor query, Tensor visual, May
                       grad.size(0) == query.size(0) && grad.size(1) == query.size(1) &&
                       grad.size(2) == query.size(2),
                   "grad: expected the shape and dtype of query");
+  if (query.numel() == 0) {  // the kernels' threads read rows that are not there
+    return {zeros_if(true, grad, query), zeros_if(tokens, grad, visual),
+            zeros_if(tokens, grad, audio), zeros_if(weights, grad, w_key),
+            zeros_if(weights, grad, w_value), zeros_if(weights, grad, b_value),
+            zeros_if(weights, grad, w_key_audio), zeros_if(weights, grad, w_value_audio)};
+  }
   Call call(query, visual, audio, w_key, w_value, b_value, num_heads, index, visual_lengths,
             audio_lengths, mask, w_key_audio, w_value_audio);
   const std::vector<Tokens> sources = call.sources;

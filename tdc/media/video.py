@@ -120,7 +120,7 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     name = os.fspath(path)
     check_file(name, "an image")
     try:
-        with Image.open(name) as image:
+        with open(name, "rb") as file, Image.open(file) as image:  # Pillow 10 resolves links
             return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     except Image.DecompressionBombError:
         raise InputError(f"{name} is too large an image to open safely") from None

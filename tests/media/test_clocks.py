@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from clips import numbered, numbers_of, set_edits, tone, truncate, write_clip
@@ -226,6 +227,8 @@ def test_ticks_as_long_as_a_frame(tmp_path: Path) -> None:
 @pytest.mark.parametrize("b_frames", [0, 2])
 def test_avi_keeps_no_times_of_showing(tmp_path: Path, b_frames: int) -> None:
     """FFmpeg guesses them: out of order with B-frames, too early after a pause."""
+    if b_frames and not hasattr(av.video.codeccontext.VideoCodecContext, "reorder_depth"):
+        pytest.skip("PyAV before 17 does not say how many pictures come late")
     times = [0, 0.04, 0.08, 0.12, 0.16, 0.56, 0.6, 0.64, 0.68, 0.72]
     path = write_clip(tmp_path / "a.avi", times=times, fps=25, b_frames=b_frames, gop=100)
     video = read_video(path, fps=25)

@@ -90,8 +90,13 @@ def check(op: str, backend: str, source: st.DataObject | int) -> None:
     call = fuzz.CALLS[op](fuzz.Draw(source))
     if backend == "torch":  # in other dtypes PyTorch's fused attention has larger errors of its own
         call = {name: x.float() if is_floating(x) else x for name, x in call.items()}
+    if backend == "triton" and op == "cross_attention" and call["query"].dtype == torch.bfloat16:
+        # Its interpreter casts fp64 to bf16 wrongly.
+        call |= {n: x.float() for n in ("visual", "audio") if (x := call.get(n)) is not None}
     # A quarter of native code's thousands has its gradients taken, at three times the cost.
+    # Those of plain PyTorch are its own.
     gradients = not isinstance(source, int) or backend != "native" or source % 4 == 0
+    gradients &= backend != "torch"
     ours = run(op, call, backend, gradients)
     plain, exact, error = errors(op, call, gradients)
     if op == "segment_scenes":
