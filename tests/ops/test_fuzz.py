@@ -60,8 +60,7 @@ def errors(
     by the errors of fp32, in proportion."""
     plain = run(op, call, "reference", gradients)
     exact = run(op, call, "reference", gradients, torch.float64)
-    computed = plain[0] if op == "pack_context" else next(filter(is_floating, call.values()))
-    wide = computed.dtype == torch.float64
+    wide = call_dtype(op, call) == torch.float64
     narrow = run(op, call, "reference", gradients, torch.float32) if wide else plain
     share = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps if wide else 1.0
     found = []
@@ -70,6 +69,12 @@ def errors(
         error = (x.double() - y.double())[both].abs().max().item() if both.any() else 0.0
         found.append(share * error)
     return plain, exact, found
+
+
+def call_dtype(op: str, call: Call) -> torch.dtype:
+    """What the op computes in: pack_context in that of its rows, the others in the first's."""
+    rows = ("static", "compressed") if op == "pack_context" else call
+    return next(call[name].dtype for name in rows if is_floating(call[name]))
 
 
 def neighbour(call: Call, seed: int) -> Call:
@@ -117,6 +122,8 @@ def check(op: str, backend: str, source: st.DataObject | int) -> None:
         found = (a.double() - c.double())[known].abs().max().item()
         limits = torch.finfo(a.dtype)
         ulp = limits.eps * c[known].abs().max().item() + limits.tiny  # or flushed to zero
+        if op == "cross_attention":  # gradients that are zero but for roundings near 1
+            ulp += 1e-4 * limits.eps
         if found > 2 * error[i] + ulp:  # perhaps plain PyTorch was only lucky
             if not more:
                 more = [
@@ -124,7 +131,9 @@ def check(op: str, backend: str, source: st.DataObject | int) -> None:
                 ]
             offset = len(more[0]) - len(ours)
             largest = max(error[i], *(e[i + offset] for e in more))
-            assert found <= 8 * largest + 2 * ulp, f"result {i}: {found}, {largest}, {ulp}"
+            # fp64 is judged by the errors of fp32 in proportion, which says less.
+            factor = 32 if call_dtype(op, call) == torch.float64 else 8
+            assert found <= factor * largest + 2 * ulp, f"result {i}: {found}, {largest}, {ulp}"
 
 
 def check_boundaries(call: Call, boundaries: torch.Tensor, similarity: torch.Tensor) -> None:
