@@ -287,7 +287,12 @@ def call(
     entry = _ENTRIES[op][name]
     if function is not None and entry.opaque and _wants_gradient(args):
         return function.apply(name, *args)
-    return entry.handle(*args)
+    inside = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if not entry.opaque or inside:
+        return entry.handle(*args)
+    # No derivative is wanted: the operator's check for one would cost 19 us again.
+    with torch._C._AutoDispatchBelowAutograd():
+        return entry.handle(*args)
 
 
 def _wants_gradient(args: tuple[Any, ...]) -> bool:

@@ -93,10 +93,9 @@ def test_device_maps(tmp_path, model, processor, kind):
     on_disk = {n for n, p in loaded.named_parameters() if p.device.type == "meta"}
     assert bool(on_disk) == (kind == "disk")
     inputs = inputs_for(processor)
-    # A device map hangs a hook on every layer: layers are called, not read, in another order.
-    torch.testing.assert_close(
-        loaded(**inputs).logits, model(**inputs).logits, rtol=1e-4, atol=1e-4
-    )
+    # Several places hang a hook on every layer: layers are called, not read, in another order.
+    bound = 2e-5 if kind == "disk" else 0
+    torch.testing.assert_close(loaded(**inputs).logits, model(**inputs).logits, rtol=0, atol=bound)
     options = {"do_sample": False, "max_new_tokens": 4, "eos_token_id": None}
     assert torch.equal(loaded.generate(**inputs, **options), model.generate(**inputs, **options))
 
